@@ -1,0 +1,1 @@
+"""Reproduce, attack and compare neural-network watermarks."""

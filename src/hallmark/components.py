@@ -1,0 +1,73 @@
+"""From configuration to typed objects, with errors that name the value."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hallmark.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def locate(target: str) -> type:
+    """The class that ``_target_`` names, from this package or anyone's.
+
+    Raises:
+        ConfigError: There is no such class, or it is no dataclass.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"_target_ {target!r} names no class; give module.Class of something importable") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"_target_ {target!r} is no dataclass; make it one, so that its configuration is checked")
+    return found
+
+
+def build(cls: type[T], config: Mapping[str, Any], where: str) -> T:
+    """An object of a dataclass from plain configuration, types and field names checked.
+
+    Args:
+        cls: The dataclass; nested dataclasses are built too.
+        config: Its fields; ``_target_`` is ignored.
+        where: Place in the configuration, for error messages.
+
+    Raises:
+        ConfigError: A field is unknown, missing, or of the wrong type, or the class refuses its values.
+    """
+    fields = {name: value for name, value in config.items() if name != "_target_"}
+    try:
+        schema = OmegaConf.structured(cls)
+        _thaw(schema)
+        built = OmegaConf.to_object(OmegaConf.merge(schema, fields))
+    except OmegaConfBaseException as error:
+        key = f"{where}.{error.full_key}" if getattr(error, "full_key", None) else where
+        reason = str(error).splitlines()[0]
+        allowed = ", ".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        raise ConfigError(f"{key}: {reason}; {cls.__name__} takes: {allowed}") from None
+    return built  # type: ignore[return-value]
+
+
+def _thaw(node: Any) -> None:
+    """Let values into the schema: OmegaConf makes frozen dataclasses read-only, nested ones too."""
+    if isinstance(node, DictConfig):
+        OmegaConf.set_readonly(node, False)
+        for name in node:
+            if not OmegaConf.is_missing(node, str(name)):
+                _thaw(node[name])
+
+
+def instantiate(config: Mapping[str, Any], where: str) -> Any:
+    """Build the object that ``config["_target_"]`` names.
+
+    Raises:
+        ConfigError: See :func:`locate` and :func:`build`.
+    """
+    if "_target_" not in config:
+        raise ConfigError(f"{where} needs a _target_ that names its class")
+    return build(locate(str(config["_target_"])), config, where)

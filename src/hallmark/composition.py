@@ -1,0 +1,122 @@
+"""Hydra configurations as plain containers, and what composing needs to know of the machine."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hallmark.data.fingerprint import fingerprint
+from hallmark.errors import ConfigError, DataError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+"""The configuration tree of the source checkout; Hallmark is installed from one with ``pip install -e``."""
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of one run.
+
+    Raises:
+        ConfigError: An override names something unknown or of the wrong type.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolve(hydra_compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from None
+
+
+@dataclass
+class Settings:
+    """Types of the plain values at the top of a configuration."""
+
+    name: str
+    paper: str
+    seed: int
+    alpha: float
+    fpr_alpha: float
+    tolerance: float
+    attacked_tasks: list[str]
+    store: str
+    results: str
+    data_root: str | None
+    download: bool
+    budget: Any
+    plan: bool
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Plain containers with every interpolation resolved.
+
+    Raises:
+        ConfigError: A value is missing or an interpolation leads nowhere.
+    """
+    try:
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        typed = OmegaConf.merge(OmegaConf.structured(Settings), {f.name: content[f.name] for f in fields(Settings)})
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from None
+    for name in ("alpha", "fpr_alpha"):
+        if not 0 < typed[name] < 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, got {typed[name]}")
+    return {**content, **OmegaConf.to_container(typed)}
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's message of several lines as one, with the options it lists."""
+    while not str(error).strip() and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__ or error
+    lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    text = "; ".join(kept).replace(":;", ":")
+    if "Could not find 'experiment/" in text:  # Hydra lists one level only
+        return text.split("; Available")[0] + f"; available: {', '.join(experiments())}"
+    if text.startswith("Could not override"):
+        return text + " There is no such key; hallmark --cfg job prints all there are"
+    return text
+
+
+def experiments() -> list[str]:
+    """Names of all experiments, e.g. ``wpe/main``."""
+    folder = CONF / "experiment"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+_NOISE = (
+    "Config search path",
+    "provider=",
+    "full_key:",
+    "reference_type=",
+    "object_type=",
+    "See https://",
+    "Set the environment variable",
+    "To append to your config",
+)
+
+
+def fingerprinter(config: dict[str, Any]) -> Callable[[str], str]:
+    """Digests of data sets by name, cached beside the store; downloads what is missing if the run may."""
+    root = Path(config["data_root"]) if config["data_root"] else None
+    remembered = Path(config["store"]) / "fingerprints.json"
+
+    @cache
+    def digest(name: str) -> str:
+        try:
+            return fingerprint(name, root=root, cache=remembered)
+        except DataError:
+            if not config["download"]:
+                raise
+        from hallmark.data.catalogue import load  # slow to import, and needed for a first download only
+
+        for split in ("train", "test"):
+            load(name, split, root=root, limit=1, download=True)
+        return fingerprint(name, root=root, cache=remembered)
+
+    return digest

@@ -1,0 +1,135 @@
+"""The interface of a watermarking scheme."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hallmark.core.access import Access, HostKind
+from hallmark.core.evidence import Evidence
+from hallmark.core.key import Key
+from hallmark.core.random import generator as generator_for
+from hallmark.core.suspect import Suspect
+from hallmark.errors import AccessError
+
+
+class Images(Protocol):
+    """The part of a data set that schemes and attacks rely on."""
+
+    @property
+    def images(self) -> Tensor:
+        """Images, uint8 ``(N, 3, H, W)``."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels, int64 ``(N,)``; -1 where they are withheld."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    def __len__(self) -> int: ...
+
+
+class Trainer(Protocol):
+    """How a scheme or an attack trains, without knowing which machine, precision, logger or budget it runs under."""
+
+    def fit(self, module: nn.Module, batches: Iterable[Any], *, epochs: int) -> None:
+        """Train ``module`` in place over ``epochs`` passes of ``batches``, resuming from its own checkpoint."""
+
+
+class Scheme(ABC):
+    """One way to mark a host and to find the mark again.
+
+    Class attributes declare what the scheme works on; a pair that makes no sense is refused when it is composed.
+    """
+
+    name: ClassVar[str]
+    hosts: ClassVar[frozenset[HostKind]]
+    """Kinds of host it can mark."""
+    access: ClassVar[frozenset[Access]]
+    """Levels on which its mark can be looked for."""
+    trains: ClassVar[bool] = True
+    """Whether embedding needs a trainer; closed-form schemes do not."""
+    uses_labels: ClassVar[bool] = False
+    """Whether embedding needs labels; a scheme that does not is handed data without them."""
+
+    @abstractmethod
+    def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
+        """Draw a fresh secret key.
+
+        Args:
+            host: The unmarked host; read, not changed.
+            owner_data: The owner's images.
+            generator: The only source of randomness.
+
+        Returns:
+            The key.  Keys of one law must be exchangeable: decoys for a verdict are drawn by the same call.
+        """
+
+    @abstractmethod
+    def embed(
+        self, host: nn.Module, key: Key, owner_data: Images, *, trainer: Trainer, generator: torch.Generator
+    ) -> tuple[nn.Module, Key]:
+        """Mark a host.
+
+        Args:
+            host: The unmarked host; it is left untouched.
+            key: The owner's key.
+            owner_data: The owner's images; labels are withheld unless ``uses_labels``.
+            trainer: Runs the training loop, if there is one.
+            generator: The only source of randomness.
+
+        Returns:
+            A new, marked model, and the key as it is afterwards (some schemes train an extractor along).
+        """
+
+    @abstractmethod
+    def extract(self, suspect: Suspect, key: Key) -> Evidence:
+        """Look for the mark at the suspect's access level.
+
+        Raises:
+            AccessError: The scheme's mark cannot be seen at this level.
+        """
+
+    def decoys(self, host: nn.Module, key: Key, owner_data: Images, count: int, *, seed: int) -> Sequence[Key]:
+        """Fresh keys of the law the true key was drawn from, for :class:`hallmark.stats.Ranked`.
+
+        The default draws ``count`` keys by :meth:`keygen`.  A scheme overrides it when part of the key is no secret
+        but evidence material shared by all keys (such as the query images), or to draw faster.
+        """
+        return [self.keygen(host, owner_data, generator=generator_for(seed, "decoy", i)) for i in range(count)]
+
+
+class QueryScheme(Scheme):
+    """A scheme whose mark is found by asking a suspect about images.
+
+    Splitting an extraction into questions and judgement lets thousands of keys, and several suspects that share a
+    trunk, be asked in blocks; see :func:`hallmark.core.extraction.extract_all`.
+    """
+
+    @abstractmethod
+    def controls(self, key: Key) -> Tensor:
+        """Images uint8 ``(Q, 3, H, W)`` whose answers no secret influences; equal for a key and its decoys."""
+
+    @abstractmethod
+    def questions(self, key: Key) -> Tensor:
+        """Images uint8 ``(Q, 3, H, W)`` that carry the key's secret."""
+
+    @abstractmethod
+    def judge(self, access: Access, answers: Tensor, control_answers: Tensor, key: Key) -> Evidence:
+        """Evidence from a suspect's answers ``(Q, …)`` to the key's questions and to the controls."""
+
+    def extract(self, suspect: Suspect, key: Key) -> Evidence:
+        """Ask, and judge the answers."""
+        self.require_access(suspect)
+        control_answers = suspect.ask(self.controls(key).float() / 255)
+        return self.judge(suspect.access, suspect.ask(self.questions(key).float() / 255), control_answers, key)
+
+    def require_access(self, suspect: Suspect) -> None:
+        """Raise AccessError unless the mark can be seen at the suspect's access level."""
+        if suspect.access not in self.access:
+            levels = ", ".join(sorted(self.access))
+            raise AccessError(f"{self.name} cannot be verified at {suspect.access!s} access; allowed: {levels}")

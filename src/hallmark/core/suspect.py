@@ -1,0 +1,110 @@
+"""A model behind a counter: what a verifier or an attacker holds."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from hallmark.core.access import LEVELS, Access, HostKind
+from hallmark.errors import AccessError
+
+
+class Suspect:
+    """A model wrapped at one access level; it cannot give more than that level.
+
+    Queries run in evaluation mode and without gradients, so that no verdict depends on the state a training loop left
+    behind, in float32 unless ``autocast`` is set.  Answers come back in float32.  The model itself is reachable only
+    through :meth:`weights_module`, as a copy.
+
+    Args:
+        model: The model.  A classifier must offer ``features(images)`` for FEATURES access.
+        kind: What the model maps images to.
+        access: The level granted.
+        batch: Images per forward pass.
+        autocast: Whether queries run under bfloat16 autocast.  A verdict by rank stays exact, since the true key and
+            its decoys are asked the same way.
+
+    Raises:
+        AccessError: A host of this kind cannot be looked at on this level.
+    """
+
+    def __init__(
+        self, model: nn.Module, kind: HostKind, access: Access, *, batch: int = 1024, autocast: bool = False
+    ) -> None:
+        if access not in LEVELS[kind]:
+            allowed = ", ".join(sorted(LEVELS[kind]))
+            raise AccessError(f"{kind} hosts have no {access!s} access; allowed: {allowed}")
+        self.kind = kind
+        self.access = access
+        self.queries = 0
+        self._ask, self._copy = _closures(model, kind, batch, autocast)
+
+    def _require(self, needed: Access) -> None:
+        if needed not in LEVELS[self.kind] or not self.access.includes(needed):
+            raise AccessError(f"{needed!s} access was asked of a {self.kind} suspect that grants {self.access!s}")
+
+    def _query(self, needed: Access, images: Tensor) -> Tensor:
+        self._require(needed)
+        if needed is Access.WEIGHTS:
+            raise AccessError("weights are not asked with images; use weights_module()")
+        self.queries += len(images)
+        return self._ask(needed, images)
+
+    def weights_module(self) -> nn.Module:
+        """A copy of the model, in evaluation mode, to read, edit or train at will.
+
+        Raises:
+            AccessError: Less than WEIGHTS is granted.
+        """
+        self._require(Access.WEIGHTS)
+        return self._copy()
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Whatever the granted level returns for images ``(B, 3, H, W)`` in [0, 1]; WEIGHTS has no such answer."""
+        return self._query(self.access, images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features ``(B, D)`` of images ``(B, 3, H, W)`` in [0, 1]; raises AccessError below FEATURES access."""
+        return self._query(Access.FEATURES, images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of images ``(B, 3, H, W)`` in [0, 1]; raises AccessError below LOGITS access."""
+        return self._query(Access.LOGITS, images)
+
+    def labels(self, images: Tensor) -> Tensor:
+        """Answers ``(B,)`` (int64) to images ``(B, 3, H, W)`` in [0, 1]; raises AccessError without LABELS access."""
+        return self._query(Access.LABELS, images)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Output images ``(B, 3, H, W)`` for input images; raises AccessError unless the host makes images."""
+        return self._query(Access.IMAGES, images)
+
+
+def _closures(
+    model: nn.Module, kind: HostKind, batch: int, autocast: bool
+) -> tuple[Callable[[Access, Tensor], Tensor], Callable[[], nn.Module]]:
+    """The only two ways to the model, so that a Suspect carries no attribute that leads to it."""
+
+    def forward(needed: Access, images: Tensor) -> Tensor:
+        if needed is Access.FEATURES and kind is HostKind.CLASSIFIER:
+            return model.features(images)  # type: ignore[operator, no-any-return]
+        output: Tensor = model(images)
+        return output.argmax(dim=1) if needed is Access.LABELS else output
+
+    def ask(needed: Access, images: Tensor) -> Tensor:
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+                # a batch that fits is passed on as it is, so that a trunk shared by suspects can recognise it
+                parts = [images] if len(images) <= batch else torch.split(images, batch)
+                answers = torch.cat([forward(needed, part) for part in parts])
+                return answers.float() if answers.is_floating_point() else answers
+        finally:
+            model.train(was_training)
+
+    def copy() -> nn.Module:
+        return deepcopy(model).eval()
+
+    return ask, copy

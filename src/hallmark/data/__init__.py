@@ -1,0 +1,1 @@
+"""Data sets by name, splits, fingerprints, and the resident, augmented batches of training."""

@@ -1,0 +1,45 @@
+"""Images by the plain description that stages carry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hallmark.data.catalogue import load
+from hallmark.data.images import ImageSet
+from hallmark.data.splits import split_indices
+
+
+@dataclass
+class DataFolder:
+    """Loads described images and keeps them for the next stage.
+
+    Args:
+        root: Where data sets are, or None for generated ones alone.
+        download: Let torchvision download what is missing.
+    """
+
+    root: Path | None
+    download: bool = False
+    _loaded: dict[tuple[Any, ...], ImageSet] = field(default_factory=dict)
+
+    def get(self, description: Mapping[str, Any]) -> ImageSet:
+        """The images of a description.
+
+        Args:
+            description: ``name``, ``split``, ``size``, ``limit`` and ``seed`` as
+                :func:`hallmark.data.catalogue.load` takes them; with ``parts`` (share by name) and ``part``, that
+                part alone.
+
+        Raises:
+            DataError: The set is missing, damaged or too small.
+        """
+        fields = {name: description[name] for name in ("name", "split", "size", "limit", "seed")}
+        key = tuple(fields.values())
+        if key not in self._loaded:
+            self._loaded[key] = load(**fields, root=self.root, download=self.download)
+        whole = self._loaded[key]
+        if not description.get("parts"):
+            return whole
+        parts = split_indices(len(whole), description["parts"], seed=description["seed"], groups=whole.groups)
+        return whole.subset(parts[description["part"]])

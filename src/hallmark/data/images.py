@@ -1,0 +1,88 @@
+"""Labelled images in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hallmark.errors import DataError
+
+_RESIZE_BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """RGB images with labels.
+
+    Args:
+        name: Name that results carry.
+        images: uint8 ``(N, 3, H, W)``, N at least 1.
+        labels: int64 ``(N,)`` in 0 … classes - 1, or -1 where there is none.
+        classes: Number of classes.
+        groups: int64 ``(N,)`` or None.  Samples of one group are near-duplicates, such as frames of one video, and
+            fall on one side of any split.
+
+    Raises:
+        DataError: If any of these does not hold.
+    """
+
+    name: str
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    classes: int
+    groups: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or not all(shape):
+            raise DataError(f"images of {self.name!r} are {self.images.dtype} {shape}; they must be uint8 (N, 3, H, W)")
+        for what, ids in (("labels", self.labels), ("groups", self.groups)):
+            if ids is not None and (ids.dtype != torch.int64 or ids.shape != shape[:1]):
+                raise DataError(
+                    f"{what} of {self.name!r} are {ids.dtype} {tuple(ids.shape)}; they must be int64 ({shape[0]},)"
+                )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high >= self.classes:
+            raise DataError(f"labels of {self.name!r} are {low} to {high}; they must be -1 to {self.classes - 1}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor | Sequence[int], name: str | None = None) -> "ImageSet":
+        """Return the samples at ``indices``, in that order.
+
+        Args:
+            indices: One or more int64 in 0 … N - 1.
+            name: Name of the subset; by default that of the whole.
+
+        Raises:
+            DataError: If they are not that.
+        """
+        at = torch.as_tensor(indices, device=self.images.device)
+        if at.dtype != torch.int64 or at.ndim != 1 or not len(at) or at.min() < 0 or at.max() >= len(self):
+            raise DataError(f"a subset of {self.name!r} takes one or more int64 indices in 0 to {len(self) - 1}")
+        return replace(
+            self,
+            name=self.name if name is None else name,
+            images=self.images[at],
+            labels=self.labels[at],
+            groups=None if self.groups is None else self.groups[at],
+        )
+
+    def unlabelled(self) -> "ImageSet":
+        """Return the same images with every label -1, for whoever must not see labels."""
+        return replace(self, labels=torch.full_like(self.labels, -1))
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 ``(N, C, H, W)`` to ``(N, C, size, size)`` by antialiased bilinear interpolation."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return torch.cat(
+        [
+            F.interpolate(batch.float(), (size, size), mode="bilinear", antialias=True).round_().to(torch.uint8)
+            for batch in images.split(_RESIZE_BATCH)
+        ]
+    )

@@ -1,0 +1,181 @@
+"""How each data set is opened: labels at once, images on demand.
+
+torchvision knows the file formats; a reader here is the few lines that bring one of its data sets to a common form.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.folder import find_classes
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from hallmark.core.random import derive_seed
+from hallmark.data.images import resize
+from hallmark.data.procedural import procedural_images, procedural_labels
+from hallmark.data.sources import IMAGE_FOLDER, STANDIN, Source, require_root
+from hallmark.errors import DataError
+
+_DRAWN = {"train": 20_000, "test": 4_000}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A split whose images are not read yet.
+
+    Args:
+        labels: int64 ``(N,)``.
+        read: From indices, int64 ``(n,)``, and a size to uint8 ``(n, 1 or 3, size, size)``.
+        groups: int64 ``(N,)`` or None.
+    """
+
+    labels: Tensor
+    read: Callable[[Tensor, int], Tensor]
+    groups: Tensor | None = None
+
+
+def open_split(source: Source, split: str, root: Path | None, download: bool) -> Opened:
+    """Open one split of a source.
+
+    Args:
+        source: What to open.
+        split: ``"train"`` or ``"test"``.
+        root: Data folder; None only for generated sets.
+        download: Let torchvision download what is missing.
+    """
+    if source.name.startswith(STANDIN):
+        return _drawn(source.classes, derive_seed(0, source.name), split)  # another name is another task
+    if source.name == "procedural":
+        return _drawn(source.classes, 0, split)
+    if source.name == "digits":
+        return _digits(split)
+    folder = require_root(source.name, root)
+    if source.name.startswith(IMAGE_FOLDER):
+        return _image_folder(folder / source.name.removeprefix(IMAGE_FOLDER), split)
+    return _READERS[source.name](folder, split, download)
+
+
+def _drawn(classes: int, seed: int, split: str) -> Opened:
+    def read(indices: Tensor, size: int) -> Tensor:
+        return procedural_images(indices, classes=classes, size=size, seed=seed, split=split)[0]
+
+    return Opened(procedural_labels(torch.arange(_DRAWN[split]), classes), read)
+
+
+def _digits(split: str) -> Opened:
+    # Imported here: scikit-learn takes a second to import and only this set needs it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()  # values are 0 to 16
+    parts = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
+    chosen = np.sort(parts[split == "test"])
+    images = (digits.images[chosen, None] * (255 / 16)).round().astype(np.uint8)
+    return _from_array(images, digits.target[chosen])
+
+
+def _cifar(dataset: type[datasets.CIFAR10], root: Path, split: str, download: bool) -> Opened:
+    data = dataset(root, train=split == "train", download=download)
+    return _from_array(data.data.transpose(0, 3, 1, 2), data.targets)
+
+
+def _cifar100_test8k(root: Path, split: str, download: bool) -> Opened:
+    with np.load(root / "cifar100_test.npz") as data:
+        images, labels = data["x"], data["y"]
+    if images.shape != (10_000, 32, 32, 3):
+        raise DataError(f"cifar100_test.npz holds images of shape {images.shape}, not (10000, 32, 32, 3)")
+    # Classes take turns in the file, so both parts are balanced.
+    part = slice(8_000) if split == "train" else slice(8_000, None)
+    return _from_array(images[part].transpose(0, 3, 1, 2), labels[part])
+
+
+def _mnist(root: Path, split: str, download: bool) -> Opened:
+    if download:
+        datasets.MNIST(root, download=True)
+    # Not through the class, which prefers files of its older versions that may hold something else.
+    files = str(root / "MNIST" / "raw" / ("train" if split == "train" else "t10k"))
+    images, labels = read_image_file(f"{files}-images-idx3-ubyte"), read_label_file(f"{files}-labels-idx1-ubyte")
+    return _from_array(images.unsqueeze(1), labels)
+
+
+def _stl10(root: Path, split: str, download: bool) -> Opened:
+    data = datasets.STL10(root, split=split, download=download)
+    return _from_array(data.data, data.labels)
+
+
+def _svhn(root: Path, split: str, download: bool) -> Opened:
+    data = datasets.SVHN(root, split=split, download=download)
+    return _from_array(data.data, data.labels)
+
+
+def _gtsrb(root: Path, split: str, download: bool) -> Opened:
+    samples = sorted(datasets.GTSRB(root, split=split, download=download)._samples)
+    paths = [Path(path) for path, _ in samples]
+    if split == "test":  # its tracks are not published
+        return _from_files(paths, [label for _, label in samples])
+    # By folder name, not by its rank as torchvision does, which goes wrong where a class is missing.
+    labels = [int(path.parent.name) for path in paths]
+    tracks = [f"{path.parent.name}/{path.name.split('_')[0]}" for path in paths]
+    return _from_files(paths, labels, groups=torch.from_numpy(np.unique(tracks, return_inverse=True)[1]))
+
+
+def _image_folder(folder: Path, split: str) -> Opened:
+    data = datasets.ImageFolder(folder / ("train" if split == "train" else "val"))
+    if data.classes != find_classes(folder / "train")[0]:
+        raise DataError(f"train and val of image folder {str(folder)!r} have different classes")
+    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=True)
+
+
+_READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
+    "cifar10": partial(_cifar, datasets.CIFAR10),
+    "cifar100": partial(_cifar, datasets.CIFAR100),
+    "cifar100_test8k": _cifar100_test8k,
+    "gtsrb": _gtsrb,
+    "mnist": _mnist,
+    "stl10": _stl10,
+    "svhn": _svhn,
+}
+
+
+def _from_array(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | Sequence[int]) -> Opened:
+    """Open images, uint8 ``(N, C, H, W)``, that are in memory."""
+    stored = torch.as_tensor(images)
+    return Opened(torch.as_tensor(labels, dtype=torch.int64), lambda indices, size: resize(stored[indices], size))
+
+
+def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: bool = False) -> Opened:
+    """Open one image per file; ``crop`` cuts to the central square before resizing."""
+
+    def read(indices: Tensor, size: int) -> Tensor:
+        images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+
+        def fill(slot: int) -> None:
+            images[slot] = resize(_decode(paths[int(indices[slot])], crop).unsqueeze(0), size)[0]
+
+        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+            list(pool.map(fill, range(len(indices))))
+        return images
+
+    return Opened(torch.tensor(labels), read, groups)
+
+
+def _decode(path: Path, crop: bool) -> Tensor:
+    """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
+    try:
+        with Image.open(path) as file:
+            pixels = torch.from_numpy(np.array(file.convert("RGB")))
+    except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on a damaged file
+        raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
+    if crop:
+        height, width, _ = pixels.shape
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    return pixels.permute(2, 0, 1)

@@ -1,0 +1,126 @@
+"""Encoders by name: images in [0, 1] to features, normalisation included."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from hallmark.errors import ConfigError, allowed
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm and a residual (He 2016, option B shortcut)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        return torch.relu_(self.bn2(self.conv2(y)).add_(self.shortcut(x)))
+
+
+class SmallResNet(nn.Module):
+    """A ResNet-10 in CIFAR form, four stages of one block, for two cores: ``width`` to ``8 · width`` channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True))
+        self.layer1 = BasicBlock(width, width, 1)
+        self.layer2 = BasicBlock(width, 2 * width, 2)
+        self.layer3 = BasicBlock(2 * width, 4 * width, 2)
+        self.layer4 = BasicBlock(4 * width, 8 * width, 2)
+        self.num_features = 8 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, 3, H, W)`` to average-pooled features ``(B, 8 · width)``."""
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
+        return x.mean(dim=(2, 3))
+
+
+def _cifar_resnet(name: str) -> Callable[[int], nn.Module]:
+    def build(width: int) -> nn.Module:
+        net = torchvision.models.get_model(name, weights=None, width_per_group=width)
+        net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # the CIFAR stem: no stride, no max-pool
+        net.maxpool = nn.Identity()
+        net.num_features = net.fc.in_features
+        net.fc = nn.Identity()
+        return net
+
+    return build
+
+
+BACKBONES: Mapping[str, tuple[Callable[[int], nn.Module], int]] = {
+    "resnet_small": (SmallResNet, 16),
+    "resnet18": (_cifar_resnet("resnet18"), 64),
+    "resnet34": (_cifar_resnet("resnet34"), 64),
+    "resnet50": (_cifar_resnet("resnet50"), 64),
+}
+"""Name to (builder by width, default width)."""
+
+
+class Encoder(nn.Module):
+    """A backbone behind its input normalisation: float images in [0, 1] ``(B, 3, H, W)`` to features ``(B, D)``.
+
+    Args:
+        backbone: A name of :data:`BACKBONES`, or ``timm:<model>`` for any timm backbone.
+        width: Base width, or None for the backbone's own.
+        mean: Channel means in [0, 1].
+        std: Channel standard deviations.
+
+    Raises:
+        ConfigError: The backbone is unknown, or its width cannot be set.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        width: int | None = None,
+        mean: tuple[float, ...] = CIFAR_MEAN,
+        std: tuple[float, ...] = CIFAR_STD,
+    ) -> None:
+        super().__init__()
+        self.spec: dict[str, Any] = {"backbone": backbone, "width": width, "mean": list(mean), "std": list(std)}
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = _build_backbone(backbone, width).to(memory_format=torch.channels_last)
+        self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, D)`` of images ``(B, 3, H, W)`` in [0, 1]."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.backbone((images - self.mean) / self.std)
+        return features
+
+    def last_stage(self) -> nn.Module:
+        """The last stage with parameters: what "the last layer" of an encoder means to attacks."""
+        return [child for child in self.backbone.children() if any(True for _ in child.parameters())][-1]
+
+
+def _build_backbone(name: str, width: int | None) -> nn.Module:
+    if name.startswith("timm:"):
+        model = name.removeprefix("timm:")
+        if not timm.is_model(model):
+            raise ConfigError(f"unknown timm model {model!r}; list them with timm.list_models()")
+        if width is not None:
+            raise ConfigError(f"backbone {name!r} has a fixed width; set width=null, got {width}")
+        return timm.create_model(model, pretrained=False, num_classes=0)
+    if name not in BACKBONES:
+        raise ConfigError(allowed(name, [*BACKBONES, "timm:<model>"], "backbone"))
+    build, default = BACKBONES[name]
+    if name in ("resnet18", "resnet34") and width not in (None, 64):
+        raise ConfigError(f"backbone {name!r} has basic blocks of fixed width 64, got width={width}; use resnet_small")
+    return build(default if width is None else width)

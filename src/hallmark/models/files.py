@@ -1,0 +1,124 @@
+"""Models on disk: safetensors beside a JSON description, never a pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hallmark.errors import ConfigError, StoreError, allowed
+from hallmark.models.classifier import Classifier
+from hallmark.models.encoders import Encoder
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Plain JSON from which :func:`build` makes the same architecture."""
+    if isinstance(model, Encoder):
+        return {"kind": "encoder", **model.spec}
+    if isinstance(model, Classifier):
+        return {"kind": "classifier", **model.spec}
+    raise ConfigError(f"cannot describe a {type(model).__name__}; allowed: Encoder, Classifier")
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """An untrained model of a description."""
+    fields = dict(description)
+    kind = fields.pop("kind", None)
+    if kind == "encoder":
+        return Encoder(fields["backbone"], fields["width"], tuple(fields["mean"]), tuple(fields["std"]))
+    if kind == "classifier":
+        encoder = build({"kind": "encoder", **fields["encoder"]})
+        return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]
+    raise ConfigError(allowed(kind, ["encoder", "classifier"], "model kind"))
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write a model into a folder as :data:`WEIGHTS` and :data:`DESCRIPTION`."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(json.dumps(describe(model), indent=1, sort_keys=True) + "\n")
+
+
+def load(folder: Path) -> nn.Module:
+    """Read a model, in evaluation mode.
+
+    Raises:
+        StoreError: A file is missing, is no safetensors file (such as a pickle), or does not fit its description.
+    """
+    weights = folder / WEIGHTS
+    try:
+        model = build(json.loads((folder / DESCRIPTION).read_text()))
+        state = load_file(weights)
+        model.load_state_dict(state)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{weights} is not a readable safetensors file ({error}); pickles are never loaded, "
+            "convert a foreign checkpoint with hallmark.models.files.adopt"
+        ) from None
+    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise StoreError(f"{weights} does not fit its description {DESCRIPTION} ({line}); make it again") from None
+    return model.eval()
+
+
+def adopt(path: Path, model: nn.Module, *, prefix: str = "", entry: str | None = None) -> nn.Module:
+    """Fill a model from somebody else's ``.pth`` file, read by ``torch.load(weights_only=True)``.
+
+    Args:
+        path: The file.
+        model: An architecture with the same parameter names after ``prefix`` is taken off.
+        prefix: Leading part of every name to drop, e.g. ``"module."``.
+        entry: Name under which the file keeps its state dict, if it does.
+
+    Raises:
+        StoreError: The file holds anything but tensors and plain values, or does not fit the model.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content if entry is None else content[entry]
+        model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
+        line = str(error).splitlines()[0]
+        raise StoreError(f"{path} cannot be adopted ({line}); only tensors of the same names are accepted") from None
+    return model.eval()
+
+
+HEAD = "head.safetensors"
+
+
+def save_downstream(classifier: Classifier, host: nn.Module, folder: Path) -> None:
+    """Write a downstream classifier; of one that stands on the very host, the head alone."""
+    if classifier.encoder is not host:
+        save(classifier, folder)
+        return
+    save_file({name: t.detach().cpu().contiguous() for name, t in classifier.head.state_dict().items()}, folder / HEAD)
+    description = {"kind": "head", "classes": classifier.classes, "hidden": list(classifier.hidden)}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+
+
+def load_downstream(folder: Path, host: nn.Module) -> Classifier:
+    """Read what :func:`save_downstream` wrote, on the host it was built on.
+
+    Raises:
+        StoreError: A file is missing, damaged, or does not fit the host.
+    """
+    if not (folder / HEAD).exists():
+        model = load(folder)
+        if not isinstance(model, Classifier):
+            raise StoreError(f"{folder} holds a {type(model).__name__} where a downstream classifier belongs")
+        return model
+    if not isinstance(host, Encoder):
+        raise StoreError(f"{folder} holds a head for an Encoder, but its host is a {type(host).__name__}")
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        classifier = Classifier(host, description["classes"], description["hidden"])
+        classifier.head.load_state_dict(load_file(folder / HEAD))
+    except (OSError, SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise StoreError(f"{folder / HEAD} cannot be read ({str(error).splitlines()[0]}); make it again") from None
+    return classifier.eval()

@@ -1,0 +1,1 @@
+"""Contrastive pretraining as LightningModules over lightly's losses, heads and momentum updates."""

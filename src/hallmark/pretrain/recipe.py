@@ -1,0 +1,82 @@
+"""How a host is pretrained: plain numbers, no library."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hallmark.data.augment import ViewRecipe
+from hallmark.errors import ConfigError, allowed
+
+METHODS = {
+    "simclr": frozenset({"temperature", "hidden", "projection"}),
+    "moco_v2": frozenset({"temperature", "queue", "momentum", "hidden", "projection"}),
+    "byol": frozenset({"momentum", "hidden", "projection"}),
+}
+"""Methods with the options that each needs."""
+OPTIMISERS = ("adamw", "sgd", "lars")
+
+
+@dataclass(frozen=True)
+class HostRecipe:
+    """Architecture of a host encoder.
+
+    Args:
+        backbone: A name of :data:`hallmark.models.encoders.BACKBONES`, or ``timm:<model>``.
+        width: Base width, or None for the backbone's own.
+    """
+
+    backbone: str = "resnet_small"
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Optimiser and cosine schedule with linear warm-up.
+
+    Args:
+        name: ``adamw``, ``sgd`` or ``lars``.
+        lr: Learning rate.  For ``sgd`` and ``lars`` it is per 256 images, as in SimCLR §B.6 and BYOL §3.2.
+        weight_decay: Not applied to biases and normalisation parameters.
+        warmup_epochs: Epochs of linear warm-up.
+    """
+
+    name: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMISERS:
+            raise ConfigError(allowed(self.name, OPTIMISERS, "optimiser"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One contrastive pretraining.
+
+    Args:
+        method: ``simclr``, ``moco_v2`` or ``byol``.
+        epochs: Passes over the owner's images.
+        batch: Effective batch over all devices.
+        options: The method's own arguments, e.g. ``temperature``.
+        optimisation: Optimiser and schedule.
+        first_view: Augmentation of the first view.
+        second_view: Augmentation of the second view.
+    """
+
+    method: str
+    epochs: int
+    batch: int
+    options: dict[str, Any] = field(default_factory=dict)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    first_view: ViewRecipe = field(default_factory=ViewRecipe)
+    second_view: ViewRecipe = field(default_factory=ViewRecipe)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+        if set(self.options) != METHODS[self.method]:
+            needed = ", ".join(sorted(METHODS[self.method]))
+            given = ", ".join(sorted(self.options))
+            raise ConfigError(f"{self.method} needs exactly the options {needed}; got {given}")
+        if self.epochs < 1 or self.batch < 2:
+            raise ConfigError(f"pretraining needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")

@@ -1,0 +1,214 @@
+"""The tables of one paper at one scale, each made from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from hallmark.report import analysis
+from hallmark.report.analysis import ATTACK, MODEL, SETTING
+from hallmark.report.tables import NOTHING, Column, Record, Table, mean_sd, ordered, over_seeds, p_text, plain
+
+HEADS = {"pretrain": "algorithm", "dataset": "trained on"}
+
+
+def fidelity(rows: pd.DataFrame, name: str) -> Table:
+    """Accuracy of the marked model beside its unmarked twin."""
+    chosen = rows[rows["metric"].isin(("accuracy", "knn_accuracy")) & (rows["attack"] == "none")]
+    pairs = analysis.paired(chosen, "suspect", "marked", "original")
+    keys = [*MODEL, "metric"]
+    frame = over_seeds(pairs, keys, ("left", "right", "difference"))
+    frame = frame.rename(columns=lambda c: c.replace("left", "marked").replace("right", "original"))
+    columns = (
+        Column("marked / %", "marked_mean", lambda r: mean_sd(r, "marked")),
+        Column("original / %", "original_mean", lambda r: mean_sd(r, "original")),
+        Column("difference / points", "difference_mean", lambda r: mean_sd(r, "difference")),
+        Column("seeds", "models"),
+    )
+    note = "Mean ± standard deviation over seeds; the difference is marked − original, paired by seed."
+    return _table(name, "Fidelity: accuracy with and without the mark", note, frame, keys, columns)
+
+
+def verdict(rows: pd.DataFrame, name: str) -> Table:
+    """What the verifier said about every kind of suspect."""
+    seen = analysis.verdicts(rows)
+    seen = seen[(seen["attack"] == "none") | (seen["suspect"] == "attacked_innocent")]
+    seen = seen.assign(host=analysis.architecture(seen))
+    keys = [*(key for key in MODEL if key != "scheme"), "access", "suspect", *ATTACK, "scheme"]
+    frame = _verdict_numbers(seen, keys)
+    columns = [
+        Column("p-value", "p_highest", _p_range),
+        Column("smallest p", "p_attainable", lambda r: p_text(r["p_attainable"])),
+        Column("detected", "detected", _yes_no),
+        Column("WSR / %", "wsr_mean", _wsr),
+        Column("foreign flips / %", "foreign_flip_mean", lambda r: mean_sd(r, "foreign_flip")),
+        Column("models", "models"),
+    ]
+    note = (
+        "p-values are given as lowest … highest over seeds. Smallest p is what the test can attain at best; a mark "
+        "cannot be found where it lies above alpha. WSR is the share of triggered queries that flip into the modal "
+        "answer."
+    )
+    return _table(name, "Verdicts: who is accused, and how surely", note, frame, keys, columns)
+
+
+def false_positives(rows: pd.DataFrame, name: str) -> Table:
+    """The measured false positive rate against the nominal one."""
+    keys = [*MODEL, "access", "suspect", "seed"]
+    frame = ordered(rows[rows["metric"] == "fpr"], keys)[[*keys, "value", "count", "n", "ci_low", "ci_high"]]
+    frame = frame.rename(columns={"value": "rate"})
+    nominal = analysis.parameter(frame, rows, "fpr_alpha")
+    frame["alpha"] = nominal.fillna(analysis.parameter(frame, rows, "alpha"))
+    frame["verdict"] = [_rate_verdict(low, alpha) for low, alpha in zip(frame["ci_low"], frame["alpha"], strict=True)]
+    columns = (
+        Column("rate / %", "rate", lambda r: plain(100 * r["rate"], ".3g")),
+        Column("accused", "count", lambda r: _share(r["count"], r["n"])),
+        Column(
+            "interval / %",
+            "ci_high",
+            lambda r: f"{plain(100 * r['ci_low'], '.2g')} … {plain(100 * r['ci_high'], '.2g')}",
+        ),
+        Column("alpha / %", "alpha", lambda r: plain(100 * r["alpha"])),
+        Column("verdict", "verdict"),
+    )
+    note = (
+        "Share of null trials with p ≤ alpha, the level fixed for this measurement, with its Clopper–Pearson interval. "
+        "“above alpha”: the whole interval lies above the nominal rate."
+    )
+    return _table(name, "False positive rate: measured against nominal", note, frame, keys, columns)
+
+
+def attack_summary(rows: pd.DataFrame, name: str) -> Table:
+    """Every attack at every strength, over all downstream models."""
+    note = "All downstream models and seeds of a line together; the p-value is the median. "
+    keys = [*SETTING, "pretrain", *ATTACK, "access"]
+    return _attack_table(rows, name, "Attacks: what is left of mark and model", note, keys)
+
+
+def attack_models(rows: pd.DataFrame, name: str) -> Table:
+    """Every attack at every strength on every downstream model."""
+    note = "One line per downstream model; seeds together, the p-value is the median. "
+    return _attack_table(rows, name, "Attacks, model by model", note, [*MODEL, *ATTACK, "access"])
+
+
+def headline(rows: pd.DataFrame, name: str) -> Table:
+    """One line per algorithm and task: is the mark there, does it cost anything, is anyone else accused?"""
+    keys = [*SETTING, "pretrain", "task"]
+    seen = analysis.verdicts(rows)
+    access = analysis.least_access(seen)
+    seen = seen[seen["access"] == access].assign(host=analysis.architecture(seen))
+    marked = _verdict_numbers(seen[(seen["suspect"] == "marked") & (seen["attack"] == "none")], keys)
+    others = seen[seen["suspect"].isin(analysis.CONTROLS)]
+    per_scheme = [others[others["scheme"].isin((s, "none"))].assign(scheme=s) for s in marked["scheme"].unique()]
+    controls = _verdict_numbers(pd.concat(per_scheme or [others]), keys)
+    controls = controls[[*keys, "detected", "judged"]].rename(columns={"detected": "accused", "judged": "controls"})
+    chosen = rows[(rows["metric"] == "accuracy") & (rows["attack"] == "none")]
+    pairs = over_seeds(analysis.paired(chosen, "suspect", "marked", "original"), keys, ("left", "difference"))
+    frame = marked.merge(controls, on=keys, how="left").merge(pairs.drop(columns="models"), on=keys, how="left")
+    columns = (
+        Column("accuracy, marked / %", "left_mean", lambda r: mean_sd(r, "left")),
+        Column("cost / points", "difference_mean", lambda r: mean_sd(r, "difference")),
+        Column("p-value", "p_highest", _p_range),
+        Column("mark found", "detected", lambda r: _share(r["detected"], r["judged"])),
+        Column("others accused", "accused", lambda r: _share(r["accused"], r["controls"])),
+    )
+    note = (
+        f"Verified by {access or 'nothing yet'} alone. Mean ± standard deviation over downstream sets and seeds; the "
+        "cost is marked − original; others are the unmarked original, innocent models, wrong keys and attacked "
+        "innocents."
+    )
+    return _table(name, "At a glance", note, ordered(frame, keys), keys, columns)
+
+
+def _table(
+    name: str, title: str, note: str, frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[Column]
+) -> Table:
+    """Keys that never vary go from the columns into the note; columns without any number are left out."""
+    constant = {key: frame[key].iloc[0] for key in keys if len(frame) and frame[key].nunique(dropna=False) == 1}
+    varying = [Column(HEADS.get(key, key), key) for key in keys if key not in constant]
+    shown = [column for column in columns if frame[column.key].notna().any()]
+    same = [f"{HEADS.get(k, k)} {v}" for k, v in constant.items() if v not in ("", "none", 0) and k != "scale"]
+    if same:
+        note = f"{note.rstrip()} In all lines: {', '.join(map(str, same))}."
+    return Table(name, title, note, frame, (*varying, *shown))
+
+
+def _verdict_numbers(seen: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """p-values, verdicts and success rates of all lines that ``keys`` leave together."""
+    frame = over_seeds(seen, keys, ("wsr", "foreign_flip"))
+    groups = seen.groupby(list(keys), sort=False)
+    totals = groups.agg(
+        p_lowest=("p_value", "min"),
+        p_highest=("p_value", "max"),
+        p_attainable=("p_min", "max"),
+        detected=("detected", "sum"),
+        judged=("detected", "count"),
+        wsr_count=("count", "sum"),
+        wsr_trials=("n", "sum"),
+    )
+    return frame.merge(totals.reset_index(), on=list(keys))
+
+
+def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Sequence[str]) -> Table:
+    done = analysis.attacks(rows)
+    flags = {f"is_{outcome}": done["outcome"] == outcome for outcome in analysis.OUTCOMES}
+    done = done.assign(**flags)
+    frame = over_seeds(done, keys, ("accuracy", "loss", "wsr", "seconds"))
+    groups = done.groupby(list(keys), sort=False)
+    totals = groups.agg(
+        p_median=("p_value", "median"),
+        detected=("detected", "sum"),
+        judged=("detected", "count"),
+        tolerance=("tolerance", "max"),
+        **{outcome: (f"is_{outcome}", "sum") for outcome in analysis.OUTCOMES},
+    )
+    frame = frame.merge(totals.reset_index(), on=list(keys))
+    columns = (
+        Column("accuracy / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
+        Column("lost / points", "loss_mean", lambda r: mean_sd(r, "loss")),
+        Column("WSR / %", "wsr_mean", lambda r: mean_sd(r, "wsr")),
+        Column("p-value", "p_median", lambda r: p_text(r["p_median"])),
+        Column("detected", "detected", _yes_no),
+        Column("mark", "removed", _outcomes),
+        Column("attack / s", "seconds_mean", lambda r: plain(r["seconds_mean"], ".3g")),
+        Column("models", "models"),
+    )
+    limits = ", ".join(plain(100 * t) for t in sorted(frame["tolerance"].unique()))
+    note += (
+        f"Removed: the verdict flipped and the model lost at most {limits or plain(100 * analysis.TOLERANCE)} points; "
+        "ruined: it flipped, but the model lost more; absent: it was not detected before the attack."
+    )
+    return _table(name, title, note, frame, keys, columns)
+
+
+def _rate_verdict(low: float, alpha: float) -> str:
+    if pd.isna(low) or pd.isna(alpha):
+        return NOTHING
+    return "above alpha" if low > alpha else "consistent"
+
+
+def _share(count: Any, total: Any) -> str:
+    return NOTHING if pd.isna(total) or total == 0 else f"{int(count)}/{int(total)}"
+
+
+def _yes_no(record: Record) -> str:
+    if record["judged"] == 1:
+        return "yes" if record["detected"] else "no"
+    return _share(record["detected"], record["judged"])
+
+
+def _p_range(record: Record) -> str:
+    low, high = p_text(record["p_lowest"]), p_text(record["p_highest"])
+    return low if low == high else f"{low} … {high}"
+
+
+def _wsr(record: Record) -> str:
+    share = _share(record["wsr_count"], record["wsr_trials"])
+    return mean_sd(record, "wsr") + (f" ({share})" if share != NOTHING else "")
+
+
+def _outcomes(record: Record) -> str:
+    found = [(name, int(record[name])) for name in analysis.OUTCOMES if record[name]]
+    return found[0][0] if sum(n for _, n in found) == 1 else ", ".join(f"{n} {name}" for name, n in found)

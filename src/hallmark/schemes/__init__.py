@@ -1,0 +1,1 @@
+"""Watermarking schemes, one folder each."""

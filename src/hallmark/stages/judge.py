@@ -1,0 +1,103 @@
+"""The verify stage's heart: one subject, its downstream models, one key, its decoys, and fresh keys for the null."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hallmark import stats
+from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, derive_seed, extract_all
+from hallmark.core.scheme import Images
+from hallmark.models.classifier import Classifier
+from hallmark.models.encoders import Encoder
+
+
+class SharedTrunk(nn.Module):
+    """An encoder that remembers its features of the last batch, for suspects that stand on one trunk.
+
+    Recognition is by identity of the tensor, which is kept alive meanwhile, so nothing can be confused.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, D)`` of images ``(B, 3, H, W)``."""
+        if self._last is None or self._last[0] is not images:
+            self._last = (images, self.encoder(images))
+        return self._last[1]
+
+
+def judge(
+    scheme: Scheme,
+    key: Key,
+    subject: nn.Module,
+    downstream: Mapping[str, nn.Module],
+    owner_data: Images,
+    config: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Verdicts on a subject at every access the scheme can use.
+
+    The true key is ranked among ``config["decoys"]`` decoys.  ``config["trials"]`` further fresh keys are ranked among
+    the same decoys: on an innocent model they are null trials, on a marked one they are wrong keys.
+
+    Args:
+        scheme: The scheme.
+        key: The owner's key.
+        subject: The model under suspicion.
+        downstream: Classifiers built on it, by ``dataset/task``.
+        owner_data: The owner's images, from which decoys may draw.
+        config: ``decoys``, ``trials``, ``alpha`` and ``seed``.
+
+    Returns:
+        One judgement per (access, downstream) as plain JSON.
+    """
+    places = _places(scheme, subject, downstream)
+    suspects = [suspect for _, suspect in places]
+    seed = derive_seed(config["seed"], "verify", key.commitment())
+    decoys = scheme.decoys(subject, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
+    fresh = scheme.decoys(subject, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
+    found = extract_all(scheme, suspects, [key, *decoys, *fresh])
+    return [
+        _judgement(place, evidence, len(decoys), config["alpha"])
+        for (place, _), evidence in zip(places, found, strict=True)
+    ]
+
+
+def _places(
+    scheme: Scheme, subject: nn.Module, downstream: Mapping[str, nn.Module]
+) -> list[tuple[dict[str, str], Suspect]]:
+    trunk = SharedTrunk(subject)
+    places = []
+    if Access.FEATURES in scheme.access and isinstance(subject, Encoder):
+        suspect = Suspect(trunk, HostKind.ENCODER, Access.FEATURES, autocast=True)
+        places.append(({"access": "features", "downstream": "", "task": ""}, suspect))
+    for role, model in downstream.items():
+        name, _, task = role.rpartition("/")
+        if isinstance(model, Classifier):
+            base = trunk if model.encoder is subject else SharedTrunk(model.encoder)
+            model = nn.Sequential(base, model.head)
+        for access in (Access.LOGITS, Access.LABELS):
+            if access in scheme.access:
+                suspect = Suspect(model, HostKind.CLASSIFIER, access, autocast=True)
+                places.append(({"access": str(access), "downstream": name, "task": task}, suspect))
+    return places
+
+
+def _judgement(place: dict[str, str], evidence: Sequence[Evidence], decoys: int, alpha: float) -> dict[str, Any]:
+    true, null, fresh = evidence[0], evidence[1 : 1 + decoys], evidence[1 + decoys :]
+    verdict = stats.verify(true, stats.Ranked(null), alpha)
+    foreign = [(e.matches, e.trials) for e in null if e.trials]
+    return {
+        **place,
+        "statistic": verdict.statistic,
+        "p_value": verdict.p_value,
+        "p_min": verdict.p_min,
+        "detected": verdict.detected,
+        "matches": true.matches,
+        "trials": true.trials,
+        "foreign": [sum(m or 0 for m, _ in foreign), sum(t or 0 for _, t in foreign)],
+        "null_p": [stats.verify(e, stats.Ranked(null), alpha).p_value for e in fresh],
+    }

@@ -1,0 +1,173 @@
+"""What each kind of stage does, given a folder to leave its result in."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from hallmark.components import build, instantiate
+from hallmark.core import Key, generator
+from hallmark.core.access import HostKind
+from hallmark.core.suspect import Suspect
+from hallmark.data.described import DataFolder
+from hallmark.models import files
+from hallmark.models.classifier import Classifier
+from hallmark.models.encoders import Encoder
+from hallmark.pretrain.monitor import OnlineEvaluation
+from hallmark.pretrain.recipe import HostRecipe, Recipe
+from hallmark.pretrain.train import pretrain
+from hallmark.stages.graph import Stage
+from hallmark.stages.judge import judge
+from hallmark.training import LightningTrainer
+from hallmark.training_settings import Deadline, TrainerSettings
+
+KEY = "key.safetensors"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a stage needs that cannot change its result.
+
+    Args:
+        data: Loads described images.
+        settings: Machine and progress; its semantic part is in the stage's configuration too.
+        deadline: The time budget.
+        open: Folder of a finished stage by key.
+        logger: Makes a Lightning logger for a stage, or None.
+        device: What it runs on, for the rows.
+        commit: Version of the code, for the rows.
+    """
+
+    data: DataFolder
+    settings: TrainerSettings
+    deadline: Deadline
+    open: Callable[[str], Path]
+    logger: Callable[[Stage], Logger | None]
+    device: str
+    commit: str
+
+
+def run(stage: Stage, folder: Path, bench: Bench) -> None:
+    """Do a stage's work and leave its files in a folder.
+
+    Raises:
+        HallmarkError: Something that the user can mend.
+        BudgetExhausted: The budget ran out; checkpoints are in the folder.
+    """
+    started = time.perf_counter()
+    result = _KINDS[stage.kind](stage, folder, bench)
+    result |= {"seconds": time.perf_counter() - started, "device": bench.device, "commit": bench.commit}
+    (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The figures that a finished stage left."""
+    content: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    return content
+
+
+def _pretrain(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+    config = stage.config
+    owner = bench.data.get(config["data"])
+    monitor = OnlineEvaluation(owner)
+    encoder = pretrain(
+        build(HostRecipe, config["host"], "host"),
+        build(Recipe, config["recipe"], "pretrain"),
+        owner.images,
+        trainer=_trainer(stage, folder, bench, callbacks=[monitor]),
+        seed=config["seed"],
+    )
+    files.save(encoder, folder)
+    return {"knn_accuracy": monitor.measure(encoder)}
+
+
+def _embed(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+    config = stage.config
+    scheme = instantiate(config["scheme"], "scheme")
+    host = files.load(bench.open(stage.inputs["host"].key))
+    owner = bench.data.get(config["data"])
+    if not scheme.uses_labels:
+        owner = owner.unlabelled()
+    purpose = stage.inputs["host"].key  # every host of a sweep has a key of its own
+    key = scheme.keygen(host, owner, generator=generator(config["seed"], "key", purpose))
+    marked, key = scheme.embed(
+        host, key, owner, trainer=_trainer(stage, folder, bench), generator=generator(config["seed"], "embed", purpose)
+    )
+    files.save(marked, folder)
+    key.save(folder / KEY)
+    return {"commitment": key.commitment()}
+
+
+def _attack(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+    config = stage.config
+    attack = instantiate(config["attack"], "attack")
+    victim = files.load(bench.open(stage.inputs["victim"].key))
+    suspect = Suspect(victim, kind_of(victim), attack.access)
+    data = bench.data.get(config["data"])
+    if not attack.needs_labels:
+        data = data.unlabelled()
+    attacked = attack.apply(
+        suspect, data, trainer=_trainer(stage, folder, bench), generator=generator(config["seed"], "attack", stage.key)
+    )
+    files.save(attacked, folder)
+    return {"queries": suspect.queries}
+
+
+def _transfer(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+    config = stage.config
+    task = instantiate(config["task"], "task")
+    host = files.load(bench.open(stage.inputs["host"].key))
+    train, test = bench.data.get(config["train"]), bench.data.get(config["test"])
+    rng = generator(config["seed"], "transfer", task.name, config["train"]["name"])
+    downstream = task.transfer(host, train, trainer=_trainer(stage, folder, bench), generator=rng)
+    if isinstance(downstream, Classifier):
+        files.save_downstream(downstream, host, folder)
+    figures = task.measure(host, downstream, train, test)
+    return {"measurements": [vars(figure) for figure in figures]}
+
+
+def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+    config = stage.config
+    scheme = instantiate(config["scheme"], "scheme")
+    subject = files.load(bench.open(stage.inputs["subject"].key))
+    key = Key.load(bench.open(stage.inputs["mark"].key) / KEY, scheme=scheme.name)
+    downstream = {
+        role: files.load_downstream(bench.open(source.key), subject)
+        for role, source in stage.inputs.items()
+        if role not in ("subject", "mark")
+    }
+    owner = bench.data.get(config["data"]).unlabelled()
+    return {"judgements": judge(scheme, key, subject, downstream, owner, config)}
+
+
+def _trainer(stage: Stage, folder: Path, bench: Bench, callbacks: Any = ()) -> LightningTrainer:
+    settings = bench.settings
+    if stage.kind != "pretrain":
+        settings = settings.single()
+    return LightningTrainer(
+        settings,
+        folder / "checkpoints",
+        deadline=bench.deadline,
+        logger=bench.logger(stage),
+        callbacks=callbacks,
+    )
+
+
+def kind_of(model: nn.Module) -> HostKind:
+    """The host kind of a stored model."""
+    return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
+
+
+_KINDS: Mapping[str, Callable[[Stage, Path, Bench], dict[str, Any]]] = {
+    "pretrain": _pretrain,
+    "embed": _embed,
+    "attack": _attack,
+    "transfer": _transfer,
+    "verify": _verify,
+}

@@ -1,0 +1,1 @@
+"""Tasks: what a host is used for after release, and how well it does."""

@@ -1,0 +1,147 @@
+"""Training under Lightning: the one place where machines, precision, checkpoints and time budgets are known."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+
+from hallmark.data.resident import ResidentBatches
+from hallmark.errors import BudgetExhausted, TrainingError
+from hallmark.training_settings import Deadline, TrainerSettings
+
+# Lightning announces accelerators, loggers and every normal end; the runner says what people need to know
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module="pytorch_lightning")
+
+
+class LightningTrainer:
+    """The :class:`hallmark.core.Trainer` of stages: every ``fit`` resumes from its own checkpoint.
+
+    Args:
+        settings: Machine, precision and progress.
+        folder: Where checkpoints go; one subfolder for each ``fit``, in order.
+        deadline: The time budget.
+        logger: A Lightning logger, or None.
+        callbacks: Further callbacks for every fit, such as online evaluation.
+    """
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        folder: Path,
+        *,
+        deadline: Deadline | None = None,
+        logger: Logger | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.deadline = deadline or Deadline()
+        self.logger = logger
+        self.callbacks = tuple(callbacks)
+        self._fits = 0
+
+    def fit(self, module: torch.nn.Module, batches: Iterable[Any], *, epochs: int) -> None:
+        """Train a LightningModule in place over ``epochs`` passes.
+
+        Raises:
+            TrainingError: The loss is not finite.
+            BudgetExhausted: The budget is spent; a checkpoint was written.
+        """
+        if not isinstance(module, pl.LightningModule):
+            raise TypeError(f"fit trains LightningModules, got {type(module).__name__}")
+        checkpoint = self.folder / f"fit-{self._fits}.ckpt"
+        self._fits += 1
+        guard = _CheckpointAndBudget(checkpoint, self.settings.checkpoint_every_s, self.deadline)
+        bar = [_Bar(refresh_rate=10)] if self.settings.progress else []
+        trainer = pl.Trainer(
+            accelerator=self.settings.accelerator,
+            devices=self.settings.devices,
+            strategy="ddp_spawn" if self.settings.devices > 1 else "auto",
+            precision=self.settings.precision,  # type: ignore[arg-type]
+            max_epochs=epochs,
+            logger=self.logger or False,
+            callbacks=[*self.callbacks, guard, *bar],
+            enable_checkpointing=False,  # the guard writes atomically; ModelCheckpoint does not
+            enable_model_summary=False,
+            enable_progress_bar=bool(bar),
+            use_distributed_sampler=False,  # resident batches share themselves out
+            log_every_n_steps=20,
+            default_root_dir=str(self.folder),
+        )
+        trainer.fit(module, batches, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+        module.to("cpu")
+
+
+class _CheckpointAndBudget(Callback):
+    """Writes a checkpoint at the end of an epoch, stops on an exhausted budget, refuses a loss that is not finite."""
+
+    def __init__(self, path: Path, every_s: float, deadline: Deadline) -> None:
+        self.path = path
+        self.every_s = every_s
+        self.deadline = deadline
+        self.saved_at = time.monotonic()
+        self.epoch_start = self.saved_at
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        batches: Any = trainer.train_dataloader
+        if isinstance(batches, ResidentBatches):
+            batches.place(pl_module.device, rank=trainer.global_rank, world=trainer.world_size)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epoch_start = time.monotonic()
+        batches: Any = trainer.train_dataloader
+        if isinstance(batches, ResidentBatches):
+            batches.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # one host synchronisation every 50 steps finds a divergence early without stalling an accelerator
+        if batch_idx % 50 == 0:
+            _check_finite(outputs, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _check_finite(trainer.callback_metrics, trainer.current_epoch)
+        now = time.monotonic()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        try:
+            self.deadline.check(needed=0.0 if last else now - self.epoch_start)
+        except BudgetExhausted:
+            self._save(trainer)
+            raise
+        if last or now - self.saved_at >= self.every_s:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        trainer.save_checkpoint(temporary)  # every rank must call it; rank zero writes
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+        self.saved_at = time.monotonic()
+
+
+def _check_finite(metrics: Any, epoch: int) -> None:
+    loss = metrics.get("loss") if isinstance(metrics, Mapping) else metrics
+    if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):
+        raise TrainingError(
+            f"the loss became {float(loss)} in epoch {epoch}; lower the learning rate or set trainer.precision=32-true"
+        )
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's bar without the version counter, which says nothing here."""
+
+    def get_metrics(self, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
+        items: dict[str, Any] = super().get_metrics(trainer, model)
+        items.pop("v_num", None)
+        return items

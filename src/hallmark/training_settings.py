@@ -1,0 +1,52 @@
+"""How to train, as plain values; kept apart from Lightning so that planning stays quick."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hallmark.errors import BudgetExhausted
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How to train; mirrors ``conf/trainer``.
+
+    Args:
+        accelerator: Lightning accelerator: ``cpu``, ``gpu`` or ``auto``.
+        devices: Number of devices; more than one train by DDP, one process each.
+        precision: Lightning precision, e.g. ``bf16-mixed`` or ``32-true``.
+        checkpoint_every_s: Least seconds between two checkpoints; they are written at the end of an epoch.
+        progress: Whether to draw progress bars.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: str = "bf16-mixed"
+    checkpoint_every_s: float = 20.0
+    progress: bool = True
+
+    def single(self) -> "TrainerSettings":
+        """The same machine, one device: only pretraining is spread over many."""
+        return replace(self, devices=1)
+
+    def semantic(self) -> dict[str, Any]:
+        """The part that can change a result, for the identity of a stage."""
+        return {"precision": self.precision, "world": self.devices, "accelerator": self.accelerator}
+
+
+@dataclass
+class Deadline:
+    """A time budget shared by everything one command does.
+
+    Args:
+        seconds: Budget, or None for no limit.
+        start: When it began, by ``time.monotonic()``.
+    """
+
+    seconds: float | None = None
+    start: float = field(default_factory=time.monotonic)
+
+    def check(self, needed: float = 0.0) -> None:
+        """Raise BudgetExhausted when less than ``needed`` seconds are left."""
+        if self.seconds is not None and time.monotonic() - self.start + needed > self.seconds:
+            raise BudgetExhausted(f"the budget of {self.seconds:.0f} s is spent; run the same command to go on")
