@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import analysis, contents, figures, page, rows, summary, tables
+from hallmark.report import analysis, contents, features, figures, page, rows, summary, tables
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 
@@ -43,12 +43,12 @@ def build(results: Path, experiments: Path, readme: Path | None) -> dict[Path, b
     Raises:
         DataError: If an input breaks its format.
     """
-    papers = _papers(results, experiments)
+    found = papers(results, experiments)
     files: dict[Path, str | bytes] = {
-        results / "REPORT.md": page.report(papers),
-        results / "index.html": page.page(papers),
+        results / "REPORT.md": page.report(found),
+        results / "index.html": page.page(found),
     }
-    for section in (section for paper in papers for section in paper.sections):
+    for section in (section for paper in found for section in paper.sections):
         for table in section.tables:
             stem = results / "tables" / table.name
             files[stem.with_suffix(".md")] = tables.markdown(table.heads, table.texts())
@@ -56,11 +56,11 @@ def build(results: Path, experiments: Path, readme: Path | None) -> dict[Path, b
             files[stem.with_suffix(".tex")] = tables.latex(table)
         for picture in section.pictures:
             files[results / "figures" / f"{picture.name}.svg"] = picture.svg
-    for picture in page.chosen_picture(papers):
+    for picture in page.chosen_picture(found):
         files[results / "figures" / f"{picture.name}.png"] = picture.png
     if readme is not None and readme.is_file():
         folder = Path(os.path.relpath(results, readme.parent)).as_posix()
-        files[readme] = page.fill(readme.read_text(encoding="utf-8"), page.blocks(papers, folder))
+        files[readme] = page.fill(readme.read_text(encoding="utf-8"), page.blocks(found, folder))
     return {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
 
 
@@ -90,8 +90,12 @@ def _leftovers(files: Mapping[Path, bytes], results: Path) -> list[Path]:
     return sorted(path for path in there if path not in files)
 
 
-def _papers(results: Path, experiments: Path) -> list[page.Paper]:
-    """Every paper that is expected or has rows, those with expectations first."""
+def papers(results: Path, experiments: Path) -> list[page.Paper]:
+    """Every paper that is expected or has rows, those with expectations first, with all that its rows say.
+
+    Raises:
+        DataError: If an input breaks its format.
+    """
     runs = _runs(results / "runs.csv")
     points = _features(results / "features.csv", runs)
     expected = [load(path) for path in sorted(experiments.glob("*/expected.yaml"))]
@@ -148,14 +152,14 @@ def _runs(path: Path) -> pd.DataFrame:
 def _features(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """The points of the feature-space picture, with the paper that each belongs to; none if there is no file."""
     if not path.is_file():
-        return pd.DataFrame({column: [] for column in (*figures.FEATURES, "paper")})
+        return pd.DataFrame({column: [] for column in (*features.COLUMNS, "paper")})
     with path.open(encoding="utf-8", newline="") as file:
         header = tuple(next(csv.reader(file), ()))
-    if header != figures.FEATURES:
-        raise DataError(f"{path}: the columns are {','.join(header)}; expected {','.join(figures.FEATURES)}")
+    if header != features.COLUMNS:
+        raise DataError(f"{path}: the columns are {','.join(header)}; expected {','.join(features.COLUMNS)}")
     numbers = {"x": "float64", "y": "float64", "seed": "int64"}
     try:
-        points = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(figures.FEATURES, "str") | numbers)
+        points = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(features.COLUMNS, "str") | numbers)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     papers = dict(zip(runs["experiment"], runs["paper"], strict=True))

@@ -88,7 +88,7 @@ class Check:
         keys = [c for c in IDENTITY if c not in self.over]
         chosen = analysis.distinct(chosen[[*IDENTITY, "cell"]])
         if self.over:
-            chosen = chosen.groupby(keys, sort=False)["cell"].agg(self.aggregate).reset_index()
+            chosen = chosen.groupby(keys, sort=False)["cell"].agg(self.aggregate).round(12).reset_index()
         return chosen.assign(passed=self.all.holds(chosen, rows))
 
     def missing(self, cells: pd.DataFrame) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from hallmark.errors import DataError, HallmarkError
 
+RESULTS = Path("results")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report, or check that it is up to date.
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hallmark-report", description="Generate everything in results/ that people read."
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of runs.csv (default: results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of runs.csv (default: results)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a generated file is stale")
     options = parser.parse_args(arguments)
     try:
@@ -35,7 +37,9 @@ def _report(results: Path, *, check: bool) -> int:
     from hallmark.report.build import build, stale, write
 
     root = results.resolve().parent
-    files = build(results, root / "experiments", root / "README.md")
+    # only the project's own results speak in its README; those of a trial in another folder do not
+    readme = root / "README.md" if results.name == RESULTS.name else None
+    files = build(results, root / "experiments", readme)
     if not check:
         write(files, results)
         print(f"{len(files)} files are up to date; read {results / 'REPORT.md'} or {results / 'index.html'}")

@@ -30,7 +30,7 @@ def pictures(rows: pd.DataFrame, features: pd.DataFrame, name: str) -> list[Pict
 
     Args:
         rows: Result rows of one paper and scale.
-        features: Points of the feature-space picture of the same paper and scale, see :data:`FEATURES`.
+        features: Points of the feature-space picture of the same paper and scale, see :mod:`hallmark.report.features`.
         name: Stem of the files' names.
     """
     drawn = [feature_space(features, f"{name}_features"), p_values(rows, f"{name}_pvalues")]
@@ -39,12 +39,9 @@ def pictures(rows: pd.DataFrame, features: pd.DataFrame, name: str) -> list[Pict
     return [picture for picture in drawn if picture is not None]
 
 
-FEATURES = ("run", "experiment", "scheme", "pretrain", "seed", "scale", "suspect", "kind", "label", "x", "y")
-"""Columns of ``features.csv``: one image a row, its features on the plane of their first two principal components."""
-
-
 def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
     """Clean and triggered images in feature space, unmarked and marked encoder side by side."""
+    features = analysis.distinct(features)
     suspects = [s for s in ("original", "marked") if (features["suspect"] == s).any()]
     if not suspects:
         return None
@@ -63,15 +60,19 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
                 colours = [shade[label] for label in clean["label"]]
                 ax.scatter(clean["x"], clean["y"], s=7, c=colours or INK, alpha=0.75, linewidths=0)
                 ax.scatter(triggered["x"], triggered["y"], s=16, c=COLOURS[1], marker="x", linewidths=0.9)
-                ax.set_title(
-                    f"{ALGORITHMS[place.pretrain]} {'unmarked' if suspect == 'original' else 'marked'}".strip()
-                )
+                words = [ALGORITHMS[place.pretrain], "unmarked" if suspect == "original" else "marked"]
+                words += [f"({place.experiment})"] if places["experiment"].nunique() > 1 else []
+                ax.set_title(" ".join(words).strip())
                 ax.tick_params(labelbottom=False, labelleft=False, length=0)
             line[0].set_ylabel("component 2")
         for ax in axes[-1]:
             ax.set_xlabel("component 1")
         handles = [
-            handle("o", mpl.colors.to_hex(mpl.colormaps["viridis"](0.5)), "clean, shade = class"),
+            handle(
+                "o",
+                mpl.colors.to_hex(mpl.colormaps["viridis"](0.5)),
+                "clean, shade = class" if len(labels) > 1 else "clean",
+            ),
             handle("x", COLOURS[1], "with the trigger"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -79,7 +80,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
     title = "What the trigger does in feature space"
     caption = (
         "Features of clean images and of the same images with the trigger, on their first two principal components; "
-        "one seed. A mark gathers the triggered images; without one they stay among the clean."
+        "one seed. Where the mark took, the triggered images gather; elsewhere they should stay among the clean."
     )
     return Picture(name, title, caption, 0.9 + 2.1 * len(places), draw)
 
@@ -113,8 +114,8 @@ def p_values(rows: pd.DataFrame, name: str) -> Picture | None:
         figure.legend(handles=[*handles, *_alpha_handles()], loc="outside lower center", ncols=3)
 
     caption = (
-        "One point per downstream model, access and seed. Right of alpha a suspect is accused: marked models should "
-        "be, all others should not. No test can go further than the smallest attainable p."
+        "One point per downstream model, access and seed. A suspect is accused from alpha on: marked models should be, "
+        "all others should not. No test can go further than the smallest attainable p."
     )
     return Picture(name, "Who is accused", caption, 1.3 + 0.62 * len(kinds), draw)
 
@@ -164,6 +165,7 @@ def _draw_robustness(figure: Figure, part: pd.DataFrame, rows: pd.DataFrame) -> 
     axes[2].set_ylim(bottom=0)
     axes[2].set_xticks(range(len(strengths) + 1), ["none", *(plain(s) for s in strengths)])
     axes[2].set_xlabel(part["unit"].iloc[0])
+    figure.align_ylabels(axes)
     handles = [handle(_marker(i), _colour(i), name, "-") for i, name in enumerate(names)]
     figure.legend(handles=[*handles, *_alpha_handles()], loc="outside lower center", ncols=3)
 
