@@ -58,24 +58,21 @@ def run(config: dict[str, Any]) -> None:
 
         bench = bench_for(config, store, deadline)
         execute(lines, store, bench.run, deadline, lambda text: print(text, flush=True))
-    _record(experiment, store, config)
+    from hallmark.stages.record import record
 
+    results = Path(config["results"])
+    found, changed = record(experiment, store, results)
+    if missing:
+        from rich.console import Console
 
-def _record(experiment: Any, store: Any, config: dict[str, Any]) -> None:
-    import json
+        from hallmark.report.console import verdict_table
 
-    from hallmark.report.rows import merge
-    from hallmark.stages.graph import Stage
-    from hallmark.stages.results import rows
+        Console().print(verdict_table(found))
+        if config["logger"]["kind"] == "wandb":
+            from hallmark.tracking import publish
 
-    def result(stage: Stage) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((store.open(stage.key) / "result.json").read_text())
-        return content
-
-    path = Path(config["results"]) / "runs.csv"
-    found = rows(experiment, result)
-    changed = merge(path, found)
-    print(f"{len(found)} rows in {path}, {changed} of them new or changed; hallmark-report makes tables of them")
+            publish(config, found, sorted((results / "figures").glob("*.png")))
+    print(f"{len(found)} rows in {results / 'runs.csv'}, {changed} of them new or changed; hallmark-report shows them")
 
 
 def parse_duration(text: str | int | float | None) -> float | None:

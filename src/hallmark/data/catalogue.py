@@ -67,6 +67,7 @@ def load(
         labels=opened.labels[keep],
         classes=source.classes,
         groups=None if opened.groups is None else opened.groups[keep],
+        indices=keep,
     )
 
 

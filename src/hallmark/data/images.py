@@ -23,6 +23,7 @@ class ImageSet:
         classes: Number of classes.
         groups: int64 ``(N,)`` or None.  Samples of one group are near-duplicates, such as frames of one video, and
             fall on one side of any split.
+        indices: int64 ``(N,)`` or None.  Places of the samples in the split they were loaded from.
 
     Raises:
         DataError: If any of these does not hold.
@@ -33,12 +34,13 @@ class ImageSet:
     labels: Tensor = field(repr=False)
     classes: int
     groups: Tensor | None = field(default=None, repr=False)
+    indices: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or not all(shape):
             raise DataError(f"images of {self.name!r} are {self.images.dtype} {shape}; they must be uint8 (N, 3, H, W)")
-        for what, ids in (("labels", self.labels), ("groups", self.groups)):
+        for what, ids in (("labels", self.labels), ("groups", self.groups), ("indices", self.indices)):
             if ids is not None and (ids.dtype != torch.int64 or ids.shape != shape[:1]):
                 raise DataError(
                     f"{what} of {self.name!r} are {ids.dtype} {tuple(ids.shape)}; they must be int64 ({shape[0]},)"
@@ -69,6 +71,7 @@ class ImageSet:
             images=self.images[at],
             labels=self.labels[at],
             groups=None if self.groups is None else self.groups[at],
+            indices=None if self.indices is None else self.indices[at],
         )
 
     def unlabelled(self) -> "ImageSet":

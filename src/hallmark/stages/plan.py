@@ -132,7 +132,7 @@ class _Planner:
         _require(attack, Attack, "attack")
         if HostKind.ENCODER not in attack.hosts:
             raise ConfigError(f"attack {attack.name!r} works on {_names(attack.hosts)}, but the host is an encoder")
-        data = self._host_data("attacker")
+        data = host_data(self.config, "attacker")
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
         stage = Stage(
             "attack",
@@ -169,7 +169,7 @@ class _Planner:
         calibration = self.config["calibration"]
         trials = calibration["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
         scheme = self.config["scheme"]
-        data = self._host_data("owner")
+        data = host_data(self.config, "owner")
         settings = {
             "scheme": scheme,
             "decoys": calibration["decoys"],
@@ -194,7 +194,7 @@ class _Planner:
         recipe = self.config["pretrains"][name]
         built = build(Recipe, recipe, f"pretrains.{name}")
         build(HostRecipe, self.config["host"], "host")
-        data = self._host_data("owner")
+        data = host_data(self.config, "owner")
         if built.batch > len_of(data):
             raise ConfigError(
                 f"pretrains.{name}.batch={built.batch} exceeds the owner's {len_of(data)} images; lower the batch"
@@ -206,7 +206,7 @@ class _Planner:
         return Stage("pretrain", config, {}, self._prints(data), label, work=len_of(data) * built.epochs * 7)
 
     def _embed(self, original: Stage, name: str) -> Stage:
-        data = self._host_data("owner")
+        data = host_data(self.config, "owner")
         config = {"scheme": self.config["scheme"], "data": data, "seed": self.config["seed"], **self._machine()}
         epochs = self.config["scheme"].get("embedding", {}).get("epochs", 0)
         label = f"{self.scheme.name} in {original.label}"
@@ -232,24 +232,14 @@ class _Planner:
         """Stages after pretraining run on one device; only the precision can change their result."""
         return {"precision": self.config["trainer"]["precision"]}
 
-    def _host_data(self, part: str) -> dict[str, Any]:
-        data = self.config["data"]
-        return {
-            "name": source_name(self.config, data["name"]),
-            "split": "train",
-            "size": data["size"],
-            "limit": data["limit"],
-            "seed": self.config["seed"],
-            "parts": data["parts"],
-            "part": part,
-        }
-
     def _downstream_data(self, downstream: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         size = self.config["data"]["size"]
         base = {"name": source_name(self.config, downstream["name"]), "size": size, "seed": self.config["seed"]}
         test = {**base, "split": "test", "limit": downstream["test"]}
         if downstream["name"] == self.config["data"]["name"]:
-            return self._host_data("attacker"), test  # whoever builds on the encoder never saw the owner's images
+            return host_data(
+                self.config, "attacker"
+            ), test  # whoever builds on the encoder never saw the owner's images
         return {**base, "split": "train", "limit": downstream["train"]}, test
 
     def _prints(self, data: Config) -> dict[str, str]:
@@ -260,6 +250,20 @@ def source_name(config: Config, name: str) -> str:
     """The data set that stands for ``name`` at this scale."""
     generated = name in ("procedural", "digits")
     return f"standin-{name}" if config["scale"]["standin"] and not generated else name
+
+
+def host_data(config: Config, part: str) -> dict[str, Any]:
+    """Description of one part (``owner``, ``attacker``) of the host's training images."""
+    data = config["data"]
+    return {
+        "name": source_name(config, data["name"]),
+        "split": "train",
+        "size": data["size"],
+        "limit": data["limit"],
+        "seed": config["seed"],
+        "parts": data["parts"],
+        "part": part,
+    }
 
 
 def len_of(data: Config) -> int:

@@ -82,6 +82,27 @@ def _of_subject(subject: Subject, result: Result, scheme: str, shared: Mapping[s
             yield Row(**wrong, metric="p_min", value=judgement["p_min"])
 
 
+def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]]:
+    """Points of the feature-space pictures: every encoder that nobody attacked, marked and original."""
+    for subject in experiment.subjects:
+        if subject.attack == "none" and subject.suspect in ("marked", "original"):
+            for kind, places in result(subject.verify).get("projection", {}).items():
+                for x, y in places:
+                    yield {
+                        "run": subject.verify.key[:12],
+                        "experiment": experiment.config["name"],
+                        "scheme": experiment.scheme,
+                        "pretrain": subject.pretrain,
+                        "seed": experiment.config["seed"],
+                        "scale": experiment.config["scale"]["name"],
+                        "suspect": subject.suspect,
+                        "kind": kind,
+                        "label": "",
+                        "x": x,
+                        "y": y,
+                    }
+
+
 def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
     """Share of fresh keys that pass, by access and kind of suspect, over all suspects of the kind."""
     level = experiment.config["fpr_alpha"]

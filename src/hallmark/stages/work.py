@@ -11,9 +11,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from hallmark.components import build, instantiate
-from hallmark.core import Key, generator
-from hallmark.core.access import HostKind
-from hallmark.core.suspect import Suspect
+from hallmark.core import Access, HostKind, Key, QueryScheme, Suspect, generator
 from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
@@ -23,6 +21,7 @@ from hallmark.pretrain.recipe import HostRecipe, Recipe
 from hallmark.pretrain.train import pretrain
 from hallmark.stages.graph import Stage
 from hallmark.stages.judge import judge
+from hallmark.stages.projection import projection
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import Deadline, TrainerSettings
 
@@ -143,7 +142,10 @@ def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
         if role not in ("subject", "mark")
     }
     owner = bench.data.get(config["data"]).unlabelled()
-    return {"judgements": judge(scheme, key, subject, downstream, owner, config)}
+    result: dict[str, Any] = {"judgements": judge(scheme, key, subject, downstream, owner, config)}
+    if isinstance(scheme, QueryScheme) and isinstance(subject, Encoder) and Access.FEATURES in scheme.access:
+        result["projection"] = projection(scheme, key, subject)
+    return result
 
 
 def _trainer(stage: Stage, folder: Path, bench: Bench, callbacks: Any = ()) -> LightningTrainer:

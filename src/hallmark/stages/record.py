@@ -1,0 +1,64 @@
+"""Writing what an experiment found: rows, pictures' points, and which images belonged to whom."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hallmark.report.features import merge_points
+from hallmark.report.rows import Row, merge
+from hallmark.stages.graph import Stage
+from hallmark.stages.manifest import digest
+from hallmark.stages.plan import Experiment, host_data
+from hallmark.stages.results import points, rows
+from hallmark.stages.store import Store
+
+
+def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row], int]:
+    """Write an experiment's findings into the results folder.
+
+    Args:
+        experiment: All its stages are finished.
+        store: Where they are.
+        folder: ``results/``.
+
+    Returns:
+        The rows, and how many of them were new or changed.
+
+    Raises:
+        StoreError: A stage's files are damaged.
+        DataError: The rows that are there are damaged.
+    """
+
+    def result(stage: Stage) -> Mapping[str, Any]:
+        content: dict[str, Any] = json.loads((store.open(stage.key) / "result.json").read_text())
+        return content
+
+    found = rows(experiment, result)
+    changed = merge(folder / "runs.csv", found)
+    merge_points(folder / "features.csv", points(experiment, result))
+    _record_split(experiment, folder / "splits")
+    return found, changed
+
+
+def _record_split(experiment: Experiment, folder: Path) -> None:
+    """Write which images of the host's data set belong to the owner, the attacker and the test, as indices.
+
+    The file is named by the split's description, so one that is there is right and needs no data to be loaded.
+    """
+    config = experiment.config
+    parts = {part: host_data(config, part) for part in config["data"]["parts"]}
+    name = f"{experiment.dataset}-seed{config['seed']}-{digest(parts)[:8]}.json"
+    if (folder / name).exists():
+        return
+    from hallmark.data.described import DataFolder  # torch; needed once for each split
+    from hallmark.data.splits import check_disjoint
+
+    data = DataFolder(Path(config["data_root"]) if config["data_root"] else None)
+    images = {part: data.get(description) for part, description in parts.items()}
+    check_disjoint({part: found.indices for part, found in images.items()})
+    content = {"description": parts, "indices": {part: found.indices.tolist() for part, found in images.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.tmp"
+    partial.write_text(json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n")
+    partial.replace(folder / name)

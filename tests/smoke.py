@@ -1,0 +1,24 @@
+"""The smallest experiment that has every kind of stage, as Hydra overrides."""
+
+TINY = [
+    "experiment=demo",
+    "scale=smoke",
+    "scale.standin=true",
+    "scale.images=384",
+    "scale.size=16",
+    "scale.width=4",
+    "scale.epochs=2",
+    "scale.batch=128",
+    "scale.embed_epochs=2",
+    "scale.downstream_train=200",
+    "scale.downstream_test=100",
+    "scale.head_epochs=3",
+    "scale.queries=12",
+    "scale.trials=20",
+    "scale.extra_seeds=0",
+    "calibration.decoys=49",
+    "trainer.progress=false",
+    "trainer.checkpoint_every_s=0",
+    "+attacks.finetune={_target_:hallmark.attacks.finetune.FineTuneAttack,strength:epochs,strengths:[1],scope:all}",
+]
+"""Seconds on one core: one algorithm, two downstream sets, both attacks."""

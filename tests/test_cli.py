@@ -1,0 +1,115 @@
+import sys
+
+import pytest
+
+from hallmark import cli
+from hallmark.cli import STOPPED, parse_duration
+from hallmark.composition import experiments
+from hallmark.errors import ConfigError
+from smoke import TINY
+
+
+def invoke(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["hallmark", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+BAD = {
+    "an unknown experiment": (["experiment=wpe/man"], ["wpe/man", "wpe/main", "demo"]),
+    "an unknown scheme": (["scheme=wep"], ["scheme/wep", "wpe"]),
+    "an unknown key": (["sead=1"], ["sead"]),
+    "an unknown nested key": (["scheme.trigger.sise=5"], ["sise"]),
+    "an integer that is none": (["seed=x"], ["'x'", "Integer"]),
+    "a nested integer that is none": (["scheme.embedding.epochs=many"], ["scheme.embedding.epochs", "many"]),
+    "an unknown reading": (["scheme.reading=magic"], ["magic", "cluster"]),
+    "a patch larger than the image is found out before training": (
+        ["scheme.trigger.size=0"],
+        ["trigger", "0"],
+    ),
+    "scratch without a contrastive utility": (["scheme.embedding.start=scratch"], ["utility=contrastive"]),
+    "an unknown method": (["pretrains.simclr.method=simsiam"], ["simsiam", "byol"]),
+    "an option of another method": (["+pretrains.simclr.options.queue=1"], ["queue", "temperature"]),
+    "a batch larger than the data": (["pretrains.simclr.batch=100000"], ["100000", "lower the batch"]),
+    "a class that is not there": (["scheme._target_=hallmark.schemes.wpe.Nothing"], ["Nothing"]),
+    "a component of the wrong kind": (
+        ["attacks.prune._target_=hallmark.tasks.probe.NearestNeighbours"],
+        ["attack"],
+    ),
+    "a level outside (0, 1)": (["alpha=2"], ["alpha", "2"]),
+    "a budget that is no duration": (["budget=soon"], ["soon", "9m"]),
+    "a strength out of range": (["attacks.prune.strengths=[1.5]"], ["1.5"]),
+    "a missing data set": (["experiment=wpe/main", "scale=cpu", "data_root=/nowhere"], ["cifar10", "/nowhere"]),
+    "no data folder at all": (["experiment=wpe/main", "scale=cpu", "data_root=null"], ["cifar10", "HALLMARK_DATA"]),
+    "a GPU that is not there": (["trainer=gpu"], ["trainer=cpu"]),
+    "an unknown logger": (["logger.kind=paper"], ["paper", "wandb"]),
+    "an unknown backbone": (["host.backbone=alexnet"], ["alexnet", "resnet_small"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_in_one_clear_line(name, monkeypatch, capsys, tmp_path):
+    overrides, expected = BAD[name]
+    where = [f"store={tmp_path / 'store'}", f"results={tmp_path / 'results'}"]
+    code, _, err = invoke(monkeypatch, capsys, *where, *overrides)
+    lines = err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    for word in expected:
+        assert word in lines[0]
+    assert not (tmp_path / "results").exists()
+    left = [p for p in (tmp_path / "store").rglob("*") if p.is_file() and p.suffix not in (".lock", ".json")]
+    assert not left, "nothing half-written stays behind"
+
+
+def test_plan_runs_nothing_and_shows_every_stage(monkeypatch, capsys, tmp_path):
+    code, out, _ = invoke(monkeypatch, capsys, *TINY, f"store={tmp_path / 's'}", "--plan")
+    assert code == 0
+    assert out.count(" miss ") == int(out.split(" stages")[0].rsplit(" ", 1)[1])
+    assert not (tmp_path / "s" / "objects").exists()
+
+
+@pytest.mark.slow
+def test_budget_stops_and_the_same_command_finishes(monkeypatch, capsys, tmp_path):
+    words = [*TINY, f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}"]
+    monkeypatch.setattr(cli, "STARTED", cli.STARTED - 1e6)
+    code, out, _ = invoke(monkeypatch, capsys, *words, "budget=1s")
+    assert code == STOPPED
+    assert "run the same command" in out
+    code, out, _ = invoke(monkeypatch, capsys, *words)
+    assert code == 0
+    again = invoke(monkeypatch, capsys, *words)
+    assert "0 to run" in again[1]
+    assert "0 of them new or changed" in again[1]
+
+
+def test_nan_loss_is_one_line_and_leaves_no_stage(monkeypatch, capsys, tmp_path):
+    words = [*TINY, f"store={tmp_path / 's'}", "pretrains.simclr.optimisation.lr=1e30"]
+    code, _, err = invoke(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "loss became" in err
+    assert "learning rate" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list((tmp_path / "s").glob("objects/*"))
+    assert not list((tmp_path / "s").glob("work/*"))
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_composes_and_plans_at_smoke_scale(name, monkeypatch, capsys, tmp_path):
+    words = [f"experiment={name}", "scale=smoke", f"store={tmp_path}", "plan=true"]
+    code, out, err = invoke(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert f"{name} seed=0 scale=smoke" in out
+
+
+def test_durations():
+    assert [parse_duration(t) for t in ("90s", "9m", "1.5h", 30, None)] == [90, 540, 5400, 30, None]
+    with pytest.raises(ConfigError, match="soon"):
+        parse_duration("soon")
