@@ -147,3 +147,13 @@ def test_read_types(tmp_path):
     assert frame["count"].dtype == "Int64"
     assert frame["strength"].dtype == "float64"
     assert frame["unit"].tolist() == ["", ""]
+
+
+def test_complete_merge_drops_older_rows_of_the_same_run_and_no_others(tmp_path):
+    path = tmp_path / "runs.csv"
+    gone = replace(ROW, attack="prune", strength=0.5)
+    kept = [replace(ROW, seed=1), replace(ROW, experiment="wpe/robustness"), replace(ROW, scale="paper")]
+    merge(path, [ROW, gone, *kept])
+    assert merge(path, [ROW], complete=True) == 1
+    assert sorted(read(path)["strength"]) == [0, 0, 0, 0]
+    assert merge(path, [ROW], complete=True) == 0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -107,6 +108,8 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: one line and exit status 2 for what the user can mend, 75 when a budget ended the run."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `hallmark --plan | head` is no error
     sys.argv = ["plan=true" if word == "--plan" else word for word in sys.argv]
     if not CONF.is_dir():
         _fail(f"the configuration folder {CONF} is missing; install with pip install -e from a clone")

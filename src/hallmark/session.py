@@ -51,7 +51,8 @@ def bench_for(config: dict[str, Any], store: Store, deadline: Deadline) -> Sessi
         deadline=deadline,
         open=store.open,
         logger=_loggers(config),
-        device=_device(settings),
+        device=torch.device("cuda" if settings.accelerator == "gpu" else "cpu"),
+        machine=_machine(settings),
         commit=_commit(),
     )
     return Session(bench)
@@ -83,7 +84,7 @@ def _loggers(config: dict[str, Any]) -> Callable[[Stage], Logger | None]:
     return make
 
 
-def _device(settings: TrainerSettings) -> str:
+def _machine(settings: TrainerSettings) -> str:
     if settings.accelerator == "gpu":
         return f"{settings.devices}x {torch.cuda.get_device_name()}"
     return f"cpu {platform.machine()} {torch.get_num_threads()} threads"

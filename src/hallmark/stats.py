@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats as scipy_stats
 
 from hallmark.core.evidence import Evidence
@@ -100,7 +101,8 @@ def _binomial(evidence: Evidence, chance: float, alpha: float) -> Verdict:
         raise ValueError("a binomial null judges counts, but this evidence holds paired scores; use Ranked")
     law = scipy_stats.binom(evidence.trials, chance)
     p_value = float(law.sf(evidence.matches - 1))
-    threshold = float(law.isf(alpha)) + 1  # smallest k with P(X >= k) <= alpha
+    # smallest k with P(X >= k) <= alpha; law.isf would go through 1 - alpha, which is 1 below 1e-16
+    threshold = float((law.sf(np.arange(-1, evidence.trials)) > alpha).sum())
     if threshold > evidence.trials:
         threshold = math.inf
     p_min = float(law.pmf(evidence.trials))
@@ -113,9 +115,10 @@ def _ranked(evidence: Evidence, decoys: Sequence[Evidence], alpha: float) -> Ver
     if any(d.access != evidence.access or (d.scores is None) != (evidence.scores is None) for d in decoys):
         raise ValueError("decoys must be extracted on the same access and in the same form as the evidence")
     statistic = evidence.statistic()
-    null = sorted((d.statistic() for d in decoys), reverse=True)
+    # a suspect that answers NaN shows no mark: what cannot be compared counts against the owner too
+    null = sorted((math.inf if math.isnan(value) else value for value in (d.statistic() for d in decoys)), reverse=True)
     total = len(null) + 1
-    p_value = (1 + sum(value >= statistic for value in null)) / total
+    p_value = (1 + sum(not value < statistic for value in null)) / total
     allowed = math.floor(alpha * total + 1e-9) - 1  # decoys that may reach the true key's statistic
     threshold = math.inf if allowed < 0 else (null[allowed] if allowed < len(null) else -math.inf)
     return Verdict(statistic, math.nextafter(threshold, math.inf), p_value, 1 / total, alpha, p_value <= alpha)

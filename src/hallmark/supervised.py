@@ -51,7 +51,8 @@ class Supervised(pl.LightningModule):
         self.frozen = list(frozen)
 
     def on_train_epoch_start(self) -> None:
-        """Keep frozen parts in evaluation mode; Lightning puts everything into training mode."""
+        """Training mode for all but the frozen parts; models come in evaluation mode, and Lightning leaves them so."""
+        self.classifier.train()
         for module in self.frozen:
             module.eval()
 

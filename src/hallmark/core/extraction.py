@@ -44,7 +44,8 @@ def extract_all(scheme: Scheme, suspects: Sequence[Suspect], keys: Sequence[Key]
         if any(k is not keys[0] and not _same(scheme.controls(k), controls) for k in block):
             raise ValueError("keys extracted together must share their controls; draw decoys with Scheme.decoys")
         questions = [scheme.questions(key) for key in block]
-        images = torch.cat(questions).float() / 255
+        # on the device once: suspects on one trunk recognise a batch by the tensor it comes in
+        images = torch.cat(questions).to(suspects[0].device).float() / 255
         sizes = [len(q) for q in questions]
         for suspect, control_answers, found in zip(suspects, shared, evidence, strict=True):
             answers = torch.split(suspect.ask(images), sizes)

@@ -71,8 +71,11 @@ class Key:
             raise KeyFileError(f"{path} is not a readable key file ({error}); give the file that embed wrote") from None
         if header.get("format") != _FORMAT:
             raise KeyFileError(f"{path} holds no Hallmark key (format {header.get('format')!r}); expected {_FORMAT!r}")
-        key = cls(header["scheme"], tensors, json.loads(header["meta"]))
-        if key.commitment() != header["commitment"]:
+        try:
+            key, commitment = cls(header["scheme"], tensors, json.loads(header["meta"])), header["commitment"]
+        except (KeyError, json.JSONDecodeError):
+            raise KeyFileError(f"{path} is damaged: its header is incomplete; restore a backup") from None
+        if key.commitment() != commitment:
             raise KeyFileError(f"{path} was altered: its content does not match its own commitment; restore a backup")
         if scheme is not None and key.scheme != scheme:
             raise KeyFileError(f"{path} is a key of scheme {key.scheme!r}, but scheme {scheme!r} was asked to use it")

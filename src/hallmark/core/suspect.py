@@ -38,6 +38,7 @@ class Suspect:
         self.kind = kind
         self.access = access
         self.queries = 0
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._ask, self._copy = _closures(model, kind, batch, autocast)
 
     def _require(self, needed: Access) -> None:
@@ -49,7 +50,7 @@ class Suspect:
         if needed is Access.WEIGHTS:
             raise AccessError("weights are not asked with images; use weights_module()")
         self.queries += len(images)
-        return self._ask(needed, images)
+        return self._ask(needed, images.to(self.device)).cpu()
 
     def weights_module(self) -> nn.Module:
         """A copy of the model, in evaluation mode, to read, edit or train at will.
@@ -93,7 +94,7 @@ def _closures(
         return output.argmax(dim=1) if needed is Access.LABELS else output
 
     def ask(needed: Access, images: Tensor) -> Tensor:
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]  # a frozen BatchNorm may differ from the rest
         model.eval()
         try:
             with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
@@ -102,7 +103,8 @@ def _closures(
                 answers = torch.cat([forward(needed, part) for part in parts])
                 return answers.float() if answers.is_floating_point() else answers
         finally:
-            model.train(was_training)
+            for module, mode in modes:
+                module.training = mode
 
     def copy() -> nn.Module:
         return deepcopy(model).eval()

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hallmark.data.catalogue import load
 from hallmark.data.images import ImageSet
 from hallmark.data.splits import split_indices
+from hallmark.errors import DataError
 
 
 @dataclass
@@ -43,3 +46,10 @@ class DataFolder:
             return whole
         parts = split_indices(len(whole), description["parts"], seed=description["seed"], groups=whole.groups)
         return whole.subset(parts[description["part"]])
+
+    def indices(self, description: Mapping[str, Any]) -> Tensor:
+        """Places of the described images in the split they were loaded from, int64 ``(N,)``."""
+        found = self.get(description).indices
+        if found is None:
+            raise DataError(f"data set {description['name']!r} does not say where its images come from")
+        return found

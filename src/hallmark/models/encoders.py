@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from hallmark.errors import ConfigError, allowed
@@ -53,6 +51,8 @@ class SmallResNet(nn.Module):
 
 def _cifar_resnet(name: str) -> Callable[[int], nn.Module]:
     def build(width: int) -> nn.Module:
+        import torchvision  # slow to import, and planning builds no network
+
         net = torchvision.models.get_model(name, weights=None, width_per_group=width)
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # the CIFAR stem: no stride, no max-pool
         net.maxpool = nn.Identity()
@@ -112,6 +112,8 @@ class Encoder(nn.Module):
 
 def _build_backbone(name: str, width: int | None) -> nn.Module:
     if name.startswith("timm:"):
+        import timm
+
         model = name.removeprefix("timm:")
         if not timm.is_model(model):
             raise ConfigError(f"unknown timm model {model!r}; list them with timm.list_models()")

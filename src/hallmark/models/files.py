@@ -61,7 +61,7 @@ def load(folder: Path) -> nn.Module:
             f"{weights} is not a readable safetensors file ({error}); pickles are never loaded, "
             "convert a foreign checkpoint with hallmark.models.files.adopt"
         ) from None
-    except (RuntimeError, KeyError, json.JSONDecodeError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:  # a description may hold any JSON
         line = str(error).splitlines()[0]
         raise StoreError(f"{weights} does not fit its description {DESCRIPTION} ({line}); make it again") from None
     return model.eval()
@@ -84,7 +84,7 @@ def adopt(path: Path, model: nn.Module, *, prefix: str = "", entry: str | None =
         state = content if entry is None else content[entry]
         model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
     except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
-        line = str(error).splitlines()[0]
+        line = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{path} cannot be adopted ({line}); only tensors of the same names are accepted") from None
     return model.eval()
 

@@ -195,7 +195,7 @@ def read(path: str | Path) -> pd.DataFrame:
     return frame.astype(types)
 
 
-def merge(path: str | Path, rows: Iterable[Row]) -> int:
+def merge(path: str | Path, rows: Iterable[Row], *, complete: bool = False) -> int:
     """Put rows into a file; a new row replaces the one that is equal in :data:`IDENTITY`.
 
     The file is locked, sorted and replaced in one step, so that several processes can write and none can read half.
@@ -203,9 +203,11 @@ def merge(path: str | Path, rows: Iterable[Row]) -> int:
     Args:
         path: The CSV file; made with its folder if it is missing.
         rows: The new rows.
+        complete: Whether they are all there is of their experiment, seed and scale; older rows of these then go, so
+            that no table mixes what two configurations measured.
 
     Returns:
-        How many rows were added or altered; with 0 the file is not touched.
+        How many rows were added, altered or removed; with 0 the file is not touched.
 
     Raises:
         DataError: If two of the new rows claim the same identity with different content, or the file is damaged.
@@ -222,6 +224,11 @@ def merge(path: str | Path, rows: Iterable[Row]) -> int:
     with FileLock(path.with_name(f".{path.name}.lock")):
         old = {_identity(row): row for row in _rows(path)} if path.exists() else {}
         changed = sum(key not in old or old[key].cells() != row.cells() for key, row in new.items())
+        if complete:
+            runs = {_run_of(row) for row in new.values()}
+            gone = [key for key, row in old.items() if _run_of(row) in runs and key not in new]
+            changed += len(gone)
+            old = {key: row for key, row in old.items() if key not in set(gone)}
         if changed:
             _write(path, sorted((old | new).values(), key=_order))
     return changed
@@ -267,6 +274,10 @@ def _typed(column: str, text: str) -> str | float | int | None:
 
 def _identity(row: Row) -> tuple[str, ...]:
     return tuple(text for column, text in zip(COLUMNS, row.cells(), strict=True) if column in IDENTITY)
+
+
+def _run_of(row: Row) -> tuple[str, int, str]:
+    return row.experiment, row.seed, row.scale
 
 
 def _order(row: Row) -> tuple[str | float, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from hallmark.components import build, instantiate
@@ -87,7 +87,7 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     return _Planner(config, fingerprint).experiment()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
 class _Planner:
     config: Config
     fingerprint: Fingerprint
@@ -119,19 +119,15 @@ class _Planner:
             for extra in range(calibration["extra_seeds"]):
                 stranger = self._pretrain(name, seed + 1000 + extra)
                 yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
-            for group in self.config["attacks"].values():
+            for attack, group in self.config["attacks"].items():
                 strengths = _strengths(group)
                 for strength in strengths:
-                    yield self._attacked(mark, "marked", group, strength, **shared)
-                yield self._attacked(original, "attacked_innocent", group, max(strengths), **shared)
+                    yield self._attacked(mark, "marked", attack, strength, **shared)
+                yield self._attacked(original, "attacked_innocent", attack, max(strengths), **shared)
 
-    def _attacked(self, victim: Stage, suspect: str, group: Config, strength: float, **shared: Any) -> Subject:
-        fields = {k: v for k, v in group.items() if k not in ("strengths", "strength")}
-        settings = {**fields, group["strength"]: strength}
-        attack = instantiate(settings, f"attack {group['strength']}={strength}")
-        _require(attack, Attack, "attack")
-        if HostKind.ENCODER not in attack.hosts:
-            raise ConfigError(f"attack {attack.name!r} works on {_names(attack.hosts)}, but the host is an encoder")
+    def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
+        settings = attack_settings(self.config["attacks"][name], strength)
+        attack = self._attack(name, strength)
         data = host_data(self.config, "attacker")
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
         stage = Stage(
@@ -214,8 +210,7 @@ class _Planner:
 
     def _transfer(self, stage: Stage, downstream: Config, task: str) -> Stage:
         settings = self.config["tasks"][task]
-        built = instantiate({k: v for k, v in settings.items() if k != "verified"}, f"tasks.{task}")
-        _require(built, Task, f"tasks.{task}")
+        self._task(task)
         train, test = self._downstream_data(downstream)
         config = {
             "task": {k: v for k, v in settings.items() if k != "verified"},
@@ -227,6 +222,22 @@ class _Planner:
         work = len_of(train) * (1 + 3 * settings.get("epochs", 0)) + len_of(test)
         label = f"{task} on {downstream['name']} of {stage.label}"
         return Stage("transfer", config, {"host": stage}, self._prints(train), label, work=work)
+
+    @cache  # noqa: B019 - a planner lives for one plan; checking a task's types takes milliseconds, a plan asks often
+    def _task(self, name: str) -> Task:
+        settings = {k: v for k, v in self.config["tasks"][name].items() if k != "verified"}
+        task = instantiate(settings, f"tasks.{name}")
+        _require(task, Task, f"tasks.{name}")
+        return task  # type: ignore[no-any-return]
+
+    @cache  # noqa: B019
+    def _attack(self, name: str, strength: float) -> Attack:
+        group = self.config["attacks"][name]
+        attack = instantiate(attack_settings(group, strength), f"attacks.{name} at {group['strength']}={strength:g}")
+        _require(attack, Attack, f"attacks.{name}")
+        if HostKind.ENCODER not in attack.hosts:
+            raise ConfigError(f"attack {attack.name!r} works on {_names(attack.hosts)}, but the host is an encoder")
+        return attack  # type: ignore[no-any-return]
 
     def _machine(self) -> dict[str, Any]:
         """Stages after pretraining run on one device; only the precision can change their result."""
@@ -267,9 +278,15 @@ def host_data(config: Config, part: str) -> dict[str, Any]:
 
 
 def len_of(data: Config) -> int:
-    """Upper bound on the number of images of a data description; a million where it has no limit."""
+    """Number of images of a data description at the most; taken as 50,000 where it has no limit."""
     share = data["parts"][data["part"]] if data.get("parts") else 1.0
-    return int((data["limit"] or 1_000_000) * share)
+    return int((data["limit"] or 50_000) * share)
+
+
+def attack_settings(group: Config, strength: float) -> dict[str, Any]:
+    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
+    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength")}
+    return {**fields, group["strength"]: strength}
 
 
 def _strengths(group: Config) -> list[float]:

@@ -35,7 +35,7 @@ def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row
         return content
 
     found = rows(experiment, result)
-    changed = merge(folder / "runs.csv", found)
+    changed = merge(folder / "runs.csv", found, complete=True)
     merge_points(folder / "features.csv", points(experiment, result))
     _record_split(experiment, folder / "splits")
     return found, changed
@@ -55,9 +55,9 @@ def _record_split(experiment: Experiment, folder: Path) -> None:
     from hallmark.data.splits import check_disjoint
 
     data = DataFolder(Path(config["data_root"]) if config["data_root"] else None)
-    images = {part: data.get(description) for part, description in parts.items()}
-    check_disjoint({part: found.indices for part, found in images.items()})
-    content = {"description": parts, "indices": {part: found.indices.tolist() for part, found in images.items()}}
+    indices = {part: data.indices(description) for part, description in parts.items()}
+    check_disjoint(indices)
+    content = {"description": parts, "indices": {part: found.tolist() for part, found in indices.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.tmp"
     partial.write_text(json.dumps(content, separators=(",", ":"), sort_keys=True) + "\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -39,7 +40,8 @@ class Bench:
         deadline: The time budget.
         open: Folder of a finished stage by key.
         logger: Makes a Lightning logger for a stage, or None.
-        device: What it runs on, for the rows.
+        device: Where models are evaluated.
+        machine: What it runs on, for the rows.
         commit: Version of the code, for the rows.
     """
 
@@ -48,7 +50,8 @@ class Bench:
     deadline: Deadline
     open: Callable[[str], Path]
     logger: Callable[[Stage], Logger | None]
-    device: str
+    device: torch.device
+    machine: str
     commit: str
 
 
@@ -61,7 +64,7 @@ def run(stage: Stage, folder: Path, bench: Bench) -> None:
     """
     started = time.perf_counter()
     result = _KINDS[stage.kind](stage, folder, bench)
-    result |= {"seconds": time.perf_counter() - started, "device": bench.device, "commit": bench.commit}
+    result |= {"seconds": time.perf_counter() - started, "device": bench.machine, "commit": bench.commit}
     (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
@@ -121,7 +124,7 @@ def _attack(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
 def _transfer(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
     config = stage.config
     task = instantiate(config["task"], "task")
-    host = files.load(bench.open(stage.inputs["host"].key))
+    host = files.load(bench.open(stage.inputs["host"].key)).to(bench.device)
     train, test = bench.data.get(config["train"]), bench.data.get(config["test"])
     rng = generator(config["seed"], "transfer", task.name, config["train"]["name"])
     downstream = task.transfer(host, train, trainer=_trainer(stage, folder, bench), generator=rng)
@@ -134,10 +137,10 @@ def _transfer(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
 def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
     config = stage.config
     scheme = instantiate(config["scheme"], "scheme")
-    subject = files.load(bench.open(stage.inputs["subject"].key))
+    subject = files.load(bench.open(stage.inputs["subject"].key)).to(bench.device)
     key = Key.load(bench.open(stage.inputs["mark"].key) / KEY, scheme=scheme.name)
     downstream = {
-        role: files.load_downstream(bench.open(source.key), subject)
+        role: files.load_downstream(bench.open(source.key), subject).to(bench.device)
         for role, source in stage.inputs.items()
         if role not in ("subject", "mark")
     }

@@ -16,9 +16,10 @@ def encode(encoder: nn.Module, images: Tensor, *, batch: int = 512) -> Tensor:
         float32 ``(N, D)`` on the CPU.
     """
     device = next(encoder.parameters()).device
-    was_training = encoder.training
+    modes = [(module, module.training) for module in encoder.modules()]  # a frozen BatchNorm may differ from the rest
     encoder.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         parts = [encoder(part.to(device).float() / 255).float().cpu() for part in torch.split(images, batch)]
-    encoder.train(was_training)
+    for module, mode in modes:
+        module.training = mode
     return torch.cat(parts)

@@ -11,7 +11,6 @@ from hallmark.core.access import HostKind
 from hallmark.core.scheme import Images, Trainer
 from hallmark.core.task import Measurement, Task
 from hallmark.models.classifier import Classifier
-from hallmark.supervised import train_classifier
 from hallmark.tasks.features import encode
 from hallmark.tasks.heads import HeadRecipe
 from hallmark.tasks.probe import Probe, accuracy
@@ -39,6 +38,8 @@ class FineTune(Task):
 
     def transfer(self, host: nn.Module, train: Images, *, trainer: Trainer, generator: torch.Generator) -> Classifier:
         """The fine-tuned classifier; the host is left untouched."""
+        from hallmark.supervised import train_classifier  # Lightning, which planning does without
+
         probe = Probe(recipe=self.recipe).transfer(deepcopy(host), train, trainer=trainer, generator=generator)
         train_classifier(
             probe,

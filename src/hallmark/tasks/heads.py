@@ -47,7 +47,8 @@ def train_head(
     Returns:
         A head ``(B, D) → (B, C)`` on raw features; standardisation is folded into its first layer.
     """
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0)
+    std[std < 1e-6] = 1  # a dead feature keeps its scale: blown up, its first stir would drown all others
     order = torch.randperm(len(features), generator=generator)
     held = order[: max(1, int(recipe.held_out * len(features)))]
     train = order[len(held) :]

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from lightly.utils.benchmarking.knn import knn_predict
 from torch import Tensor, nn
 
 from hallmark.core.access import HostKind
@@ -49,7 +48,8 @@ class Probe(Task):
         if not isinstance(downstream, Classifier):
             raise TypeError(f"a probe measures a Classifier, got {type(downstream).__name__}")
         with torch.no_grad():
-            return [accuracy(downstream.head(encode(downstream.encoder, test.images)), test.labels)]
+            logits = downstream.head.cpu()(encode(downstream.encoder, test.images))
+            return [accuracy(logits, test.labels)]
 
 
 @dataclass
@@ -80,6 +80,8 @@ def nearest_labels(
     queries: Tensor, bank: Tensor, labels: Tensor, classes: int, *, k: int, temperature: float, block: int = 1000
 ) -> Tensor:
     """Voted labels ``(Q,)`` of queries ``(Q, D)`` among a bank ``(N, D)``, in blocks so that memory stays bounded."""
+    from lightly.utils.benchmarking.knn import knn_predict  # brings Lightning along, which planning does without
+
     bank = nn.functional.normalize(bank, dim=1).T.contiguous()
     parts = [
         knn_predict(nn.functional.normalize(part, dim=1), bank, labels, classes, min(k, len(labels)), temperature)[:, 0]

@@ -104,10 +104,9 @@ class MarkTraining(pl.LightningModule):
         self.criterion = NTXentLoss(settings.temperature)
 
     def on_train_epoch_start(self) -> None:
-        """Lightning puts everything into training mode; the reference, and a frozen BatchNorm, must not be."""
+        """Evaluation mode for the reference and for a frozen BatchNorm; Lightning leaves modes as they come."""
         self.original.eval()
-        if self.settings.batch_norm == "frozen":
-            self.marked.eval()
+        self.marked.train(self.settings.batch_norm == "train")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, Tensor]:
         """Draw views, paste the secret and foreign patches; outside autocast."""

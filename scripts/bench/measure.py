@@ -1,0 +1,171 @@
+"""One clock, one order of runs and one way to sum them up, shared by every benchmark."""
+
+import ctypes
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("hallmark", "torchvision", "pytorch-lightning", "lightly")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one alternative.
+
+    Attributes:
+        units: Things done, in the benchmark's own unit.
+        seconds: Wall time.
+        peak_mib: Most memory held at any time beyond what was held at the start, in MiB.
+        result: Whatever the work returned.
+    """
+
+    units: float
+    seconds: float
+    peak_mib: float = 0.0
+    result: Any = None
+
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return self.units / self.seconds
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of some rounds, and the rounds themselves in order."""
+
+    median: float
+    min: float
+    max: float
+    rounds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Sum up; six significant digits are kept."""
+        rounds = tuple(float(f"{value:.6g}") for value in values)
+        return cls(statistics.median(rounds), min(rounds), max(rounds), rounds)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the figures were measured on."""
+
+    cpu: str
+    cores: int
+    threads: int
+    device: str
+    python: str
+    packages: Mapping[str, str]
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Machine":
+        """This machine, with the threads and the device in use."""
+        return cls(
+            cpu=_cpu_model(),
+            cores=len(os.sched_getaffinity(0)),
+            threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            python=platform.python_version(),
+            packages={"torch": str(torch.__version__)} | {name: version(name) for name in PACKAGES},
+        )
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a clock that is read only once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measured(work: Callable[[], Any], units: float, device: torch.device) -> Run:
+    """Do the work once and say how long it took and how much memory, the device's own if it has one."""
+    before = _restart_peak(device)
+    started = clock(device)
+    result = work()
+    seconds = clock(device) - started
+    return Run(units, seconds, round(_peak(device) - before, 1), result)
+
+
+def interleave(alternatives: Mapping[str, Callable[[], Run]], repeats: int) -> dict[str, list[Run]]:
+    """Run the alternatives in turn, A B C A B C ..., so that a change of the machine's pace meets all of them."""
+    runs: dict[str, list[Run]] = {name: [] for name in alternatives}
+    for number in range(1, repeats + 1):
+        for name, alternative in alternatives.items():
+            run = alternative()
+            say(f"  round {number}/{repeats}  {name}: {run.seconds:.3g} s, {run.rate:.4g}/s")
+            runs[name].append(run)
+    return runs
+
+
+def rates(runs: Sequence[Run]) -> Spread:
+    """Units a second over all rounds."""
+    return Spread.of([run.rate for run in runs])
+
+
+def seconds(runs: Sequence[Run]) -> Spread:
+    """Seconds over all rounds."""
+    return Spread.of([run.seconds for run in runs])
+
+
+def ratio(top: Sequence[Run], bottom: Sequence[Run]) -> Spread:
+    """Rates of ``top`` over those of ``bottom``, round by round: the two runs of a round lie close in time."""
+    return Spread.of([one.rate / other.rate for one, other in zip(top, bottom, strict=True)])
+
+
+def peak(runs: Sequence[Run]) -> float:
+    """Most memory of any round, in MiB."""
+    return max(run.peak_mib for run in runs)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread of the CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _restart_peak(device: torch.device) -> float:
+    """Begin a new high-water mark; MiB in use now.  Where the kernel keeps the old mark, only growth past it counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError, AttributeError):  # freed memory that malloc keeps would hide what is taken next
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> float:
+    """High-water mark in MiB: of the device's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,175 @@
+"""Measure Hallmark against the alternatives to it, on the machine at hand.
+
+    python scripts/benchmark.py pretrain|probe|verify|sweep [--device cuda] [--repeats 5] [--out results/benchmarks]
+
+Every figure comes from alternatives run in turn in this one process; median, least and greatest of the rounds are kept.
+Each subcommand writes ``<out>/<subcommand>.json``, which also describes the machine; progress goes to stderr.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import augmentation, pretrain, probe, sweep, verify
+from bench.measure import Machine, say
+from hallmark.errors import ConfigError, HallmarkError
+from hallmark.tasks.heads import HeadRecipe
+
+RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
+
+Figures = dict[str, Any]
+
+
+def run_pretrain(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Training throughput of each network, the augmentation alone, and its curves."""
+    networks = {}
+    for name in options.networks:
+        network = pretrain.NETWORKS[name]
+        given = {field: value for field in ("batch", "steps") if (value := getattr(options, field)) is not None}
+        if options.width is not None:
+            given["host"] = dataclasses.replace(network.host, width=options.width)
+        network = dataclasses.replace(network, **given)
+        if not 1 <= options.warmup <= network.steps:
+            raise ConfigError(f"--warmup {options.warmup} must lie between 1 and the {network.steps} steps of {name}")
+        setup = pretrain.Setup(network, options.size, options.warmup, options.workers, device)
+        networks[name] = pretrain.compare(setup, options.repeats)
+    figures: Figures = {"networks": networks}
+    shared = {"size": options.size, "device": device, "repeats": options.repeats}
+    count = options.images
+    figures["augmentation"] = augmentation.compare(count=count, batch=min(256, count), **shared)
+    if options.curves:
+        counts = sorted({max(1, int(options.curve_images * share)) for share in (0.04, 0.1, 0.4, 1)})
+        batches = [batch for batch in (64, 128, 256, 512, 1024) if batch <= counts[0]] or [counts[0]]
+        figures["curves"] = augmentation.curves(batches=batches, counts=counts, views=8 * count, **shared)
+    return figures
+
+
+def run_probe(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Many linear probes at once."""
+    recipe = HeadRecipe(rates=tuple(options.rates), epochs=options.epochs)
+    sizes = {name: getattr(options, name) for name in ("tasks", "features", "images", "classes", "repeats")}
+    return {"probes": probe.compare(recipe=recipe, **sizes)}
+
+
+def run_verify(options: argparse.Namespace, device: torch.device) -> Figures:
+    """A key and its decoys at suspects on one trunk."""
+    scene = verify.Scene.make(options.width, options.heads, 2 * options.queries, options.size, device)
+    sizes = {name: getattr(options, name) for name in ("keys", "queries", "one_by_one_keys", "repeats")}
+    return {"verification": verify.compare(scene, **sizes)}
+
+
+def run_sweep(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Planning thousands of stages."""
+    return {"sweep": sweep.compare(options.experiment, options.stages, options.repeats)}
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
+    "pretrain": run_pretrain,
+    "probe": run_probe,
+    "verify": run_verify,
+    "sweep": run_sweep,
+}
+
+
+CPU_ONLY = ("probe", "sweep")
+"""What the suite does on the CPU whatever device trains; ``--device`` is accepted and changes nothing."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the JSON files")
+    shared.add_argument("--repeats", type=_positive, default=5, help="rounds of every comparison")
+    shared.add_argument("--threads", type=_positive, help="CPU threads; torch's own choice if absent")
+    shared.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, numbers: Mapping[str, int | None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, parents=[shared], help=COMMANDS[name].__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        for option, default in numbers.items():
+            sub.add_argument(f"--{option}", type=_positive, default=default, help=_HELP[option])
+        return sub
+
+    nothing = dict.fromkeys(("width", "batch", "steps"))
+    sub = command("pretrain", nothing | {"warmup": 4, "workers": 2, "size": 32, "images": 2048, "curve-images": 50_000})
+    sub.add_argument("--networks", nargs="+", choices=pretrain.NETWORKS, default=list(pretrain.NETWORKS))
+    sub.add_argument("--curves", action="store_true", help="also measure views over batch size and number of images")
+    sub = command("probe", {"tasks": 3, "epochs": 30, "features": 128, "images": 8000, "classes": 10})
+    sub.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates")
+    numbers = {"keys": 1000, "queries": 100, "one-by-one-keys": 20, "heads": 3, "width": 16, "size": 32}
+    command("verify", numbers)
+    sub = command("sweep", {"stages": 10_000})
+    sub.add_argument("--experiment", default="wpe/main", help="what is planned, once a seed")
+    return top
+
+
+_HELP = {
+    "width": "base width of the network; its own if absent",
+    "batch": "pairs a step; the network's own if absent",
+    "steps": "timed steps; the network's own if absent",
+    "warmup": "steps before the clock starts",
+    "workers": "processes of lightly's loader",
+    "size": "side of the images in pixels",
+    "images": "images, or features",
+    "curve-images": "images of the largest set of the curves",
+    "tasks": "Gaussian mixtures to train probes on",
+    "epochs": "passes over the features",
+    "features": "dimensions of a feature",
+    "classes": "classes of a mixture",
+    "keys": "the true key and its decoys together",
+    "queries": "query images of a key",
+    "one-by-one-keys": "keys that the one-by-one way is timed on",
+    "heads": "classifiers on the trunk",
+    "stages": "stages to plan, at least",
+}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run one subcommand and write its figures.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        ConfigError: The machine or the options cannot run it.
+    """
+    options = parser().parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a CUDA device and torch sees none; use --device cpu")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cpu" if options.command in CPU_ONLY else options.device)
+    warnings.filterwarnings("ignore", message="The transform `ToTensor", category=UserWarning)  # lightly's
+    figures = COMMANDS[options.command](options, device)
+    settings = {name: value for name, value in vars(options).items() if name not in ("command", "out")}
+    document = {"benchmark": options.command, "machine": Machine.here(device), "settings": settings, **figures}
+    path: Path = options.out / f"{options.command}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, default=dataclasses.asdict) + "\n")
+    say(f"wrote {path}")
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HallmarkError as error:
+        say(f"error: {error}")
+        sys.exit(2)

@@ -1,0 +1,149 @@
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from smoke import TINY
+
+from hallmark.composition import compose
+from hallmark.core import Access, HostKind, Scheme
+from hallmark.errors import ConfigError
+from hallmark.stages.graph import Stage, in_order
+from hallmark.stages.plan import host_data, plan
+
+
+def prints(name: str) -> str:
+    return f"print of {name}"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return compose(["experiment=wpe/main", "scale=smoke"])
+
+
+def keys(config, fingerprint=prints) -> set[str]:
+    return {stage.key for stage in plan(config, fingerprint).stages}
+
+
+def changed(config, path: str, value: object):
+    copied = copy.deepcopy(config)
+    *outer, last = path.split(".")
+    place = copied
+    for name in outer:
+        place = place[name]
+    assert place[last] != value
+    place[last] = value
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("store", "elsewhere"),
+        ("results", "elsewhere"),
+        ("logger.kind", "csv"),
+        ("budget", "1m"),
+        ("trainer.progress", True),
+        ("trainer.checkpoint_every_s", 1.0),
+        ("fpr_alpha", 0.05),
+        ("tolerance", 0.5),
+    ],
+)
+def test_what_cannot_change_a_result_changes_no_key(config, path, value):
+    assert keys(changed(config, path, value)) == keys(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 1),
+        ("trainer.precision", "32-true"),
+        ("trainer.devices", 2),
+        ("host.width", 8),
+        ("data.limit", 500),
+    ],
+)
+def test_what_reaches_pretraining_changes_every_key(config, path, value):
+    assert not keys(changed(config, path, value)) & keys(config)
+
+
+def test_a_changed_file_in_the_host_data_changes_every_key(config):
+    assert not keys(config, lambda name: f"other {name}") & keys(config)
+
+
+def test_a_change_downstream_leaves_what_is_upstream(config):
+    before, after = plan(config, prints).stages, plan(changed(config, "scheme.embedding.mark", 2.0), prints).stages
+    kept = {s.key for s in before} & {s.key for s in after}
+    assert {s.kind for s in before if s.key in kept} == {"pretrain", "transfer", "attack"}
+    assert all(s.key in kept for s in before if s.kind == "pretrain")
+    assert not any(s.key in kept for s in before if s.kind in ("embed", "verify"))
+
+
+def test_one_pretraining_serves_every_scheme_attack_and_task(config):
+    count = Counter(stage.kind for stage in plan(config, prints).stages)
+    assert count["pretrain"] == count["embed"] == 3
+    assert count["attack"] == 3 * sum(len(a["strengths"]) + 1 for a in config["attacks"].values())
+
+
+def test_every_input_stands_before_its_stage(config):
+    seen = set()
+    for stage in plan(config, prints).stages:
+        assert all(upstream.key in seen for upstream in stage.inputs.values())
+        assert stage.key not in seen
+        seen.add(stage.key)
+
+
+def test_shared_inputs_are_listed_once():
+    root = Stage("pretrain", {"n": 1})
+    left, right = Stage("embed", {"n": 2}, {"host": root}), Stage("embed", {"n": 3}, {"host": root})
+    top = Stage("verify", {}, {"subject": left, "mark": right})
+    assert [s.key for s in in_order([top, left])] == [s.key for s in (root, left, right, top)]
+
+
+def test_every_kind_of_control_is_planned(config):
+    subjects = plan(config, prints).subjects
+    kinds = Counter((s.suspect, s.attack != "none") for s in subjects)
+    assert kinds[("marked", False)] == kinds[("original", False)] == 3
+    assert kinds[("innocent", False)] == 3 * 2  # the other two algorithms; other seeds only at larger scales
+    assert kinds[("attacked_innocent", True)] == 3 * len(config["attacks"])
+    assert {s.suspect for s in subjects if s.attack != "none"} == {"marked", "attacked_innocent"}
+
+
+def test_whoever_builds_on_the_host_data_uses_the_attackers_part(config):
+    parts = [s.config["train"] for s in plan(config, prints).stages if s.kind == "transfer"]
+    same = [p for p in parts if p["name"] == "standin-cifar10"]
+    assert same
+    assert all(p == host_data(config, "attacker") for p in same)
+    assert host_data(config, "owner")["part"] == "owner"
+
+
+def test_smoke_scale_replaces_every_downloaded_set(config):
+    names = {name for stage in plan(config, prints).stages for name in stage.data}
+    assert names == {"standin-cifar10", "standin-gtsrb", "standin-mnist"}
+
+
+@dataclass(frozen=True)
+class ImagesOnly(Scheme):
+    """A scheme for image-to-image hosts, to be refused on an encoder."""
+
+    name: ClassVar[str] = "images_only"
+    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.IMAGE_TO_IMAGE})
+    access: ClassVar[frozenset[Access]] = frozenset({Access.IMAGES})
+
+    def keygen(self, host, owner_data, *, generator): ...
+
+    def embed(self, host, key, owner_data, *, trainer, generator): ...
+
+    def extract(self, suspect, key): ...
+
+
+def test_a_pair_that_makes_no_sense_is_refused_when_it_is_composed(config):
+    impossible = copy.deepcopy(config) | {"scheme": {"_target_": f"{__name__}.ImagesOnly"}}
+    with pytest.raises(ConfigError, match=r"'images_only' marks image_to_image, but the host is a encoder"):
+        plan(impossible, prints)
+
+
+def test_tiny_experiment_of_the_tests_plans_in_full():
+    experiment = plan(compose([*TINY]), prints)
+    assert {s.kind for s in experiment.stages} == {"pretrain", "embed", "attack", "transfer", "verify"}
