@@ -15,7 +15,6 @@ TINY = [
     "scale.head_epochs=3",
     "scale.queries=12",
     "scale.trials=20",
-    "scale.extra_seeds=0",
     "calibration.decoys=49",
     "trainer.progress=false",
     "trainer.checkpoint_every_s=0",

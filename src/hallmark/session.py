@@ -21,19 +21,20 @@ from hallmark.training_settings import Deadline, TrainerSettings
 
 @dataclass(frozen=True)
 class Session:
-    """A bench with the clean-up that loggers need after each stage."""
+    """A bench, and whether wandb runs have to be closed after each stage."""
 
     bench: Bench
+    wandb: bool
 
     def run(self, stage: Stage, folder: Path) -> None:
-        """Run one stage; a wandb run is closed whatever happens, so that none leaks into the next stage."""
+        """Run one stage; its wandb run is closed whatever happens, so that none leaks into the next stage."""
         try:
             run(stage, folder, self.bench)
         finally:
-            import wandb
+            if self.wandb:
+                import wandb
 
-            if wandb.run is not None:
-                wandb.finish(quiet=True)
+                wandb.finish()
 
 
 def bench_for(config: dict[str, Any], store: Store, deadline: Deadline) -> Session:
@@ -55,7 +56,7 @@ def bench_for(config: dict[str, Any], store: Store, deadline: Deadline) -> Sessi
         machine=_machine(settings),
         commit=_commit(),
     )
-    return Session(bench)
+    return Session(bench, config["logger"]["kind"] == "wandb")
 
 
 def _loggers(config: dict[str, Any]) -> Callable[[Stage], Logger | None]:

@@ -37,7 +37,7 @@ def publish(config: Mapping[str, Any], rows: Sequence[Row], pictures: Sequence[P
         run.log({"rows": wandb.Table(columns=columns, data=[list(row.as_dict().values()) for row in rows])})
         run.log({path.stem: wandb.Image(str(path)) for path in pictures})
     finally:
-        run.finish(quiet=True)
+        run.finish()
 
 
 _PLACES = frozenset({"store", "results", "data_root", "download", "budget", "plan", "logger"})

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
+from torch.multiprocessing import ProcessRaisedException
 
 from hallmark.data.resident import ResidentBatches
 from hallmark.errors import BudgetExhausted, TrainingError
@@ -77,7 +78,10 @@ class LightningTrainer:
             log_every_n_steps=20,
             default_root_dir=str(self.folder),
         )
-        trainer.fit(module, batches, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, batches, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+        except ProcessRaisedException as error:
+            raise _raised_by_a_rank(error) from None
         module.to("cpu")
 
 
@@ -113,13 +117,18 @@ class _CheckpointAndBudget(Callback):
         _check_finite(trainer.callback_metrics, trainer.current_epoch)
         now = time.monotonic()
         last = trainer.current_epoch + 1 == trainer.max_epochs
+        due = last or now - self.saved_at >= self.every_s
+        spent = None
         try:
             self.deadline.check(needed=0.0 if last else now - self.epoch_start)
-        except BudgetExhausted:
+        except BudgetExhausted as error:
+            spent = error
+        # clocks differ between ranks, and one that saved or stopped alone would wait for the others: rank zero decides
+        due, spent = trainer.strategy.broadcast((due, spent))
+        if due or spent is not None:
             self._save(trainer)
-            raise
-        if last or now - self.saved_at >= self.every_s:
-            self._save(trainer)
+        if spent is not None:
+            raise spent
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +137,15 @@ class _CheckpointAndBudget(Callback):
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
         self.saved_at = time.monotonic()
+
+
+def _raised_by_a_rank(error: ProcessRaisedException) -> Exception:
+    """The user-facing error that ended a rank, of which its last line of text is all that arrives; else the error."""
+    name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+    for kind in (BudgetExhausted, TrainingError):
+        if name == f"{kind.__module__}.{kind.__qualname__}":
+            return kind(message)
+    return error
 
 
 def _check_finite(metrics: Any, epoch: int) -> None:

@@ -23,7 +23,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise ``(B, C, …)`` by mean and variance over all ranks' batches."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        values = input.float()
+        values = input if input.dtype == torch.float64 else input.float()  # 8 bits are too few for statistics
         axes = [0, *range(2, values.ndim)]
         world = dist.get_world_size()
         mean = all_reduce(values.mean(axes)) / world

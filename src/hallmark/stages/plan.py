@@ -116,7 +116,7 @@ class _Planner:
             for other, stage in originals.items():
                 if other != name:
                     yield self._subject(stage, "innocent", host=f"{other} seed {seed}", **shared)
-            for extra in range(calibration["extra_seeds"]):
+            for extra in range(calibration["extra_seeds"].get(name, 0)):
                 stranger = self._pretrain(name, seed + 1000 + extra)
                 yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
             for attack, group in self.config["attacks"].items():

@@ -1,0 +1,92 @@
+import json
+import sys
+
+import pytest
+from smoke import TINY
+
+from hallmark import tracking
+from hallmark.cli import run
+from hallmark.composition import compose
+from hallmark.report.console import verdict_table
+from hallmark.report.rows import Row
+
+
+class FakeRun:
+    def __init__(self):
+        self.logged, self.finished = {}, False
+
+    def log(self, content):
+        self.logged |= content
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.mark.slow
+def test_wandb_offline_logs_curves_by_stage_key_and_the_rows_as_a_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    overrides = [*TINY[:-1], "attacks={}", f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}"]
+    config = compose([*overrides, "logger=wandb", f"logger.folder={tmp_path / 'runs'}"])
+    (tmp_path / "runs").mkdir()
+    run(config)
+    wandb_runs = {path.name.split("-")[-1] for path in (tmp_path / "runs" / "wandb").glob("offline-run-*")}
+    stages = {}
+    for manifest in (tmp_path / "s" / "objects").glob("*/manifest.json"):
+        stages[manifest.parent.name[:16]] = json.loads(manifest.read_text())["identity"]["stage"]
+    trained = {name for name, kind in stages.items() if kind in ("pretrain", "embed")}
+    assert trained <= wandb_runs, "one run a trained stage, named by its key"
+    assert len(wandb_runs) == len(trained) + 1, "and one for the experiment"
+
+
+def test_publish_sends_rows_and_closes_its_run_even_on_failure(monkeypatch):
+    fake = FakeRun()
+    arguments = {}
+    monkeypatch.setattr(tracking.wandb, "init", lambda **given: arguments.update(given) or fake)
+    config = {
+        "name": "demo",
+        "seed": 0,
+        "scale": {"name": "smoke"},
+        "store": "/somewhere",
+        "logger": {"project": "p", "entity": None, "folder": "runs"},
+    }
+    rows = [Row(experiment="demo", paper="wpe", scheme="wpe", scale="smoke", metric="alpha", value=0.001)]
+    tracking.publish(config, rows, [])
+    assert fake.logged["rows"].data[0][1] == "demo"
+    assert fake.finished
+    identity = arguments["id"]
+    tracking.publish(config | {"store": "/elsewhere"}, rows, [])
+    assert arguments["id"] == identity, "where things lie does not name a run"
+    tracking.publish(config | {"seed": 1}, rows, [])
+    assert arguments["id"] != identity
+
+    fake.finished = False
+    monkeypatch.setattr(fake, "log", lambda content: (_ for _ in ()).throw(RuntimeError("network")))
+    with pytest.raises(RuntimeError, match="network"):
+        tracking.publish(config, rows, [])
+    assert fake.finished
+
+
+def test_verdict_table_counts_detections_at_alpha():
+    shared = {"experiment": "demo", "paper": "wpe", "scheme": "wpe", "scale": "smoke"}
+    rows = [
+        Row(metric="alpha", value=0.01, **shared),
+        *[
+            Row(metric="p_value", value=p, suspect="marked", access="labels", downstream=d, pretrain="simclr", **shared)
+            for p, d in ((0.001, "a"), (0.5, "b"))
+        ],
+    ]
+    table = verdict_table(rows)
+    assert [list(column.cells) for column in table.columns[-2:]] == [["1 of 2"], ["0.001 … 0.5"]]
+    assert "0.01" in str(table.title)
+
+
+def test_planning_imports_neither_lightning_nor_wandb():
+    import subprocess
+
+    code = (
+        "import sys, hallmark.cli, hallmark.stages.plan, hallmark.schemes.wpe, hallmark.tasks.probe, "
+        "hallmark.tasks.finetune, hallmark.attacks.prune, hallmark.attacks.finetune; "
+        "sys.exit(any(name in sys.modules for name in ('pytorch_lightning', 'wandb', 'lightly', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
