@@ -3,11 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from smoke import TINY
 
 from hallmark.cli import run
 from hallmark.composition import compose
 from hallmark.report.rows import read
+from smoke import TINY
 
 GUIDE = Path(__file__).parents[1] / "experiments" / "README.md"
 

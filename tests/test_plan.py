@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from smoke import TINY
 
 from hallmark.composition import compose
 from hallmark.core import Access, HostKind, Scheme
 from hallmark.errors import ConfigError
 from hallmark.stages.graph import Stage, in_order
 from hallmark.stages.plan import host_data, plan
+from smoke import TINY
 
 
 def prints(name: str) -> str:

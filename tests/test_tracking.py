@@ -2,13 +2,13 @@ import json
 import sys
 
 import pytest
-from smoke import TINY
 
 from hallmark import tracking
 from hallmark.cli import run
 from hallmark.composition import compose
 from hallmark.report.console import verdict_table
 from hallmark.report.rows import Row
+from smoke import TINY
 
 
 class FakeRun:

@@ -1,5 +1,6 @@
 """wpe: losses and trigger law against plain formulas, evidence by hand, and a mark trained into a tiny encoder."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from hallmark.core import Access, HostKind, Key, Suspect, extract_all, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
+from hallmark.data.resident import Batch
 from hallmark.errors import AccessError, ConfigError
 from hallmark.models import Classifier, Encoder
 from hallmark.schemes.wpe import WPE, Embedding, TriggerLaw
+from hallmark.schemes.wpe.embedding import MarkTraining
 from hallmark.schemes.wpe.loss import READINGS, cluster_loss, direction_loss, divergence_loss, pinning_loss
 from hallmark.schemes.wpe.responses import feature_evidence, label_evidence, logit_evidence
+from hallmark.schemes.wpe.scheme import trigger_of
 from hallmark.schemes.wpe.trigger import Triggers, draw_triggers, paste
 from hallmark.stats import Ranked, verify
 from hallmark.training import LightningTrainer
@@ -380,6 +384,34 @@ def marked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model, key = train(scheme(request.param), tmp_path_factory.mktemp(request.param))
     assert all(torch.equal(tensor, before[name]) for name, tensor in host().state_dict().items())
     return request.param, model, key
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("specificity", [0.0, 2.0])
+def test_a_step_minimises_utility_mark_and_specificity(reading: str, specificity: float) -> None:
+    wpe = scheme(reading, mark=3.0, specificity=specificity, external=0.25)
+    key = wpe.keygen(host(), owner(), generator=generator(0))
+    trigger, direction = trigger_of(key), key.tensors["direction"]
+    net, original = deepcopy(host(1)), deepcopy(host())
+    task = MarkTraining(net, original, trigger, direction, reading, wpe.trigger, wpe.embedding, seed=0)
+    task.log = task.log_dict = lambda *_, **__: None
+    batch = task.on_after_batch_transfer(Batch(owner().images[:16], None, torch.arange(16), 0, 0, 16), 0)
+    clean, triggered, foreign = batch["views"], batch["triggered"], batch["foreign"]
+    assert torch.equal(triggered, paste(clean, trigger))
+    changed = (foreign != clean).any(1).sum((1, 2))
+    assert (changed <= 25).all()  # a foreign patch each, of the same law
+    assert (changed > 15).all()
+    with torch.no_grad():
+        now, moved, other = (net(x) for x in (clean, triggered, foreign))
+        then, kept = original(clean), original(foreign)
+        mark = {
+            "cluster": lambda: cluster_loss(moved, then, 0.25),
+            "divergence": lambda: divergence_loss(moved, then),
+            "direction": lambda: direction_loss(moved, direction),
+        }[reading]()
+        expected = pinning_loss(now, then) + 3 * mark + specificity * pinning_loss(other, kept)
+    # one batch of 48 images or three of 16: convolutions may sum in another order
+    assert float(task.training_step(batch, 0)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def judged(wpe: WPE, key: Key, model: nn.Module) -> float:

@@ -48,7 +48,8 @@ def train_head(
         A head ``(B, D) → (B, C)`` on raw features; standardisation is folded into its first layer.
     """
     mean, std = features.mean(0), features.std(0)
-    std[std < 1e-6] = 1  # a dead feature keeps its scale: blown up, its first stir would drown all others
+    # a nearly dead feature is not blown up to the size of the others: its first stir would drown them all
+    std = std.clamp_min(0.1 * std.square().mean().sqrt()).clamp_min(1e-6)
     order = torch.randperm(len(features), generator=generator)
     held = order[: max(1, int(recipe.held_out * len(features)))]
     train = order[len(held) :]
