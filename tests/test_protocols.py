@@ -296,11 +296,7 @@ def test_the_marked_model_is_still_worth_having(scheme: Scheme, make: Any, kind:
         assert (before.argmax(1) == after.argmax(1)).float().mean() >= 0.75
 
 
-# a QueryScheme is asked with images in bulk, at levels that answer images
-BULK = [place for place in PLACES if isinstance(place.values[0], Projected) or place.values[3] is not Access.WEIGHTS]
-
-
-@pytest.mark.parametrize(("scheme", "make", "kind", "access"), BULK)
+@pytest.mark.parametrize(("scheme", "make", "kind", "access"), PLACES)
 def test_extraction_in_bulk_agrees(scheme: Scheme, make: Any, kind: HostKind, access: Access) -> None:
     host = make()
     marked, key = mark(scheme, host)

@@ -41,6 +41,8 @@ class Prune(Attack):
             raise ConfigError(allowed(self.scope, SCOPES, "prune scope"))
         if not 0 <= self.fraction <= 1:
             raise ConfigError(f"prune fraction must lie in 0 … 1, got {self.fraction}")
+        if self.retrain_epochs < 0:
+            raise ConfigError(f"prune retrain_epochs must be at least 0, got {self.retrain_epochs}")
 
     @property
     def strength(self) -> float:
@@ -57,6 +59,8 @@ class Prune(Attack):
     ) -> nn.Module:
         """The pruned model; pruned weights stay zero through retraining."""
         model = victim.weights_module()
+        if not self.fraction:
+            return model
         masks = prune(model, self.fraction, self.scope)
         if self.retrain_epochs:
             from hallmark.attacks.labelled import with_head  # Lightning is needed here alone

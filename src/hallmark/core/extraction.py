@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hallmark.core.access import Access
 from hallmark.core.evidence import Evidence
 from hallmark.core.key import Key
 from hallmark.core.scheme import QueryScheme, Scheme
@@ -31,10 +32,16 @@ def extract_all(scheme: Scheme, suspects: Sequence[Suspect], keys: Sequence[Key]
         AccessError: A suspect's level shows nothing of the mark.
         ValueError: Keys of one call have different controls.
     """
-    if not isinstance(scheme, QueryScheme):
-        return [[scheme.extract(suspect, key) for key in keys] for suspect in suspects]
     for suspect in suspects:
         scheme.require_access(suspect)
+    asked = [s for s in suspects if s.access is not Access.WEIGHTS] if isinstance(scheme, QueryScheme) else []
+    answered = iter(_ask(scheme, asked, keys) if isinstance(scheme, QueryScheme) and asked else [])
+    return [
+        next(answered) if suspect in asked else [scheme.extract(suspect, key) for key in keys] for suspect in suspects
+    ]
+
+
+def _ask(scheme: QueryScheme, suspects: Sequence[Suspect], keys: Sequence[Key]) -> list[list[Evidence]]:
     controls = scheme.controls(keys[0])
     shared = [suspect.ask(controls.float() / 255) for suspect in suspects]
     evidence: list[list[Evidence]] = [[] for _ in suspects]

@@ -55,6 +55,9 @@ class Scheme(ABC):
     """Whether embedding needs a trainer; closed-form schemes do not."""
     uses_labels: ClassVar[bool] = False
     """Whether embedding needs labels; a scheme that does not is handed data without them."""
+    chance: ClassVar[float | None] = None
+    """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
+    None where only the rank among decoy keys is exact."""
 
     @abstractmethod
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
@@ -94,6 +97,12 @@ class Scheme(ABC):
             AccessError: The scheme's mark cannot be seen at this level.
         """
 
+    def require_access(self, suspect: Suspect) -> None:
+        """Raise AccessError unless the mark can be seen at the suspect's access level."""
+        if suspect.access not in self.access:
+            levels = ", ".join(sorted(self.access))
+            raise AccessError(f"{self.name} cannot be verified at {suspect.access!s} access; allowed: {levels}")
+
     def decoys(self, host: nn.Module, key: Key, owner_data: Images, count: int, *, seed: int) -> Sequence[Key]:
         """Fresh keys of the law the true key was drawn from, for :class:`hallmark.stats.Ranked`.
 
@@ -127,9 +136,3 @@ class QueryScheme(Scheme):
         self.require_access(suspect)
         control_answers = suspect.ask(self.controls(key).float() / 255)
         return self.judge(suspect.access, suspect.ask(self.questions(key).float() / 255), control_answers, key)
-
-    def require_access(self, suspect: Suspect) -> None:
-        """Raise AccessError unless the mark can be seen at the suspect's access level."""
-        if suspect.access not in self.access:
-            levels = ", ".join(sorted(self.access))
-            raise AccessError(f"{self.name} cannot be verified at {suspect.access!s} access; allowed: {levels}")

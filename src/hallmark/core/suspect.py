@@ -35,22 +35,24 @@ class Suspect:
         if access not in LEVELS[kind]:
             allowed = ", ".join(sorted(LEVELS[kind]))
             raise AccessError(f"{kind} hosts have no {access!s} access; allowed: {allowed}")
-        self.kind = kind
-        self.access = access
         self.queries = 0
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._ask, self._copy = _closures(model, kind, batch, autocast)
+        self._ask, self._copy, self._granted = _closures(model, kind, access, batch, autocast)
 
-    def _require(self, needed: Access) -> None:
-        if needed not in LEVELS[self.kind] or not self.access.includes(needed):
-            raise AccessError(f"{needed!s} access was asked of a {self.kind} suspect that grants {self.access!s}")
+    @property
+    def kind(self) -> HostKind:
+        """What the model maps images to."""
+        return self._granted()[0]
+
+    @property
+    def access(self) -> Access:
+        """The level granted, for good."""
+        return self._granted()[1]
 
     def _query(self, needed: Access, images: Tensor) -> Tensor:
-        self._require(needed)
-        if needed is Access.WEIGHTS:
-            raise AccessError("weights are not asked with images; use weights_module()")
+        answers = self._ask(needed, images.to(self.device)).cpu()
         self.queries += len(images)
-        return self._ask(needed, images.to(self.device)).cpu()
+        return answers
 
     def weights_module(self) -> nn.Module:
         """A copy of the model, in evaluation mode, to read, edit or train at will.
@@ -58,7 +60,6 @@ class Suspect:
         Raises:
             AccessError: Less than WEIGHTS is granted.
         """
-        self._require(Access.WEIGHTS)
         return self._copy()
 
     def ask(self, images: Tensor) -> Tensor:
@@ -83,9 +84,13 @@ class Suspect:
 
 
 def _closures(
-    model: nn.Module, kind: HostKind, batch: int, autocast: bool
-) -> tuple[Callable[[Access, Tensor], Tensor], Callable[[], nn.Module]]:
-    """The only two ways to the model, so that a Suspect carries no attribute that leads to it."""
+    model: nn.Module, kind: HostKind, access: Access, batch: int, autocast: bool
+) -> tuple[Callable[[Access, Tensor], Tensor], Callable[[], nn.Module], Callable[[], tuple[HostKind, Access]]]:
+    """The only ways to the model, each with its own check; no attribute of a Suspect leads past them."""
+
+    def require(needed: Access) -> None:
+        if needed not in LEVELS[kind] or not access.includes(needed):
+            raise AccessError(f"{needed!s} access was asked of a {kind} suspect that grants {access!s}")
 
     def forward(needed: Access, images: Tensor) -> Tensor:
         if needed is Access.FEATURES and kind is HostKind.CLASSIFIER:
@@ -94,6 +99,9 @@ def _closures(
         return output.argmax(dim=1) if needed is Access.LABELS else output
 
     def ask(needed: Access, images: Tensor) -> Tensor:
+        require(needed)
+        if needed is Access.WEIGHTS:
+            raise AccessError("weights are not asked with images; use weights_module()")
         modes = [(module, module.training) for module in model.modules()]  # a frozen BatchNorm may differ from the rest
         model.eval()
         try:
@@ -107,6 +115,7 @@ def _closures(
                 module.training = mode
 
     def copy() -> nn.Module:
+        require(Access.WEIGHTS)
         return deepcopy(model).eval()
 
-    return ask, copy
+    return ask, copy, lambda: (kind, access)

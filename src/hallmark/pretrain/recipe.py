@@ -80,3 +80,5 @@ class Recipe:
             raise ConfigError(f"{self.method} needs exactly the options {needed}; got {given}")
         if self.epochs < 1 or self.batch < 2:
             raise ConfigError(f"pretraining needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
+        if self.options.get("queue", 0) % self.batch:
+            raise ConfigError(f"the queue must be a multiple of the batch {self.batch}, got {self.options['queue']}")

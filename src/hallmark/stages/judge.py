@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hallmark import stats
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, derive_seed, extract_all
 from hallmark.core.scheme import Images
+from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 
@@ -33,6 +34,7 @@ class SharedTrunk(nn.Module):
 def judge(
     scheme: Scheme,
     key: Key,
+    host: nn.Module,
     subject: nn.Module,
     downstream: Mapping[str, nn.Module],
     owner_data: Images,
@@ -46,6 +48,7 @@ def judge(
     Args:
         scheme: The scheme.
         key: The owner's key.
+        host: The unmarked host the key was drawn for; decoys are drawn for the same.
         subject: The model under suspicion.
         downstream: Classifiers built on it, by ``dataset/task``.
         owner_data: The owner's images, from which decoys may draw.
@@ -55,13 +58,16 @@ def judge(
         One judgement per (access, downstream) as plain JSON.
     """
     places = _places(scheme, subject, downstream)
+    if not places:
+        levels = ", ".join(sorted(scheme.access))
+        raise ConfigError(f"scheme {scheme.name!r} is seen at {levels}, and nothing in this experiment grants that")
     suspects = [suspect for _, suspect in places]
     seed = derive_seed(config["seed"], "verify", key.commitment())
-    decoys = scheme.decoys(subject, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
-    fresh = scheme.decoys(subject, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
+    decoys = scheme.decoys(host, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
+    fresh = scheme.decoys(host, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
     found = extract_all(scheme, suspects, [key, *decoys, *fresh])
     return [
-        _judgement(place, evidence, len(decoys), config["alpha"])
+        _judgement(place, evidence, len(decoys), scheme.chance, config["alpha"])
         for (place, _), evidence in zip(places, found, strict=True)
     ]
 
@@ -71,8 +77,11 @@ def _places(
 ) -> list[tuple[dict[str, str], Suspect]]:
     trunk = SharedTrunk(subject)
     places = []
-    if Access.FEATURES in scheme.access and isinstance(subject, Encoder):
-        suspect = Suspect(trunk, HostKind.ENCODER, Access.FEATURES, autocast=True)
+    kind = HostKind.ENCODER if isinstance(subject, Encoder) else HostKind.CLASSIFIER
+    if Access.WEIGHTS in scheme.access:  # weights are read as they are, whatever the queries run under
+        places.append(({"access": "weights", "downstream": "", "task": ""}, Suspect(subject, kind, Access.WEIGHTS)))
+    if Access.FEATURES in scheme.access and kind is HostKind.ENCODER:
+        suspect = Suspect(trunk, kind, Access.FEATURES, autocast=True)
         places.append(({"access": "features", "downstream": "", "task": ""}, suspect))
     for role, model in downstream.items():
         name, _, task = role.rpartition("/")
@@ -86,10 +95,13 @@ def _places(
     return places
 
 
-def _judgement(place: dict[str, str], evidence: Sequence[Evidence], decoys: int, alpha: float) -> dict[str, Any]:
-    true, null, fresh = evidence[0], evidence[1 : 1 + decoys], evidence[1 + decoys :]
-    verdict = stats.verify(true, stats.Ranked(null), alpha)
-    foreign = [(e.matches, e.trials) for e in null if e.trials]
+def _judgement(
+    place: dict[str, str], evidence: Sequence[Evidence], decoys: int, chance: float | None, alpha: float
+) -> dict[str, Any]:
+    true, others, fresh = evidence[0], evidence[1 : 1 + decoys], evidence[1 + decoys :]
+    null = stats.Ranked(others) if chance is None else stats.Binomial(chance)
+    verdict = stats.verify(true, null, alpha)
+    foreign = [(e.matches, e.trials) for e in others if e.trials]
     return {
         **place,
         "statistic": verdict.statistic,
@@ -99,5 +111,5 @@ def _judgement(place: dict[str, str], evidence: Sequence[Evidence], decoys: int,
         "matches": true.matches,
         "trials": true.trials,
         "foreign": [sum(m or 0 for m, _ in foreign), sum(t or 0 for _, t in foreign)],
-        "null_p": [stats.verify(e, stats.Ranked(null), alpha).p_value for e in fresh],
+        "null_p": [stats.verify(e, null, alpha).p_value for e in fresh],
     }

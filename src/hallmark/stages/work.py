@@ -145,7 +145,8 @@ def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
         if role not in ("subject", "mark")
     }
     owner = bench.data.get(config["data"]).unlabelled()
-    result: dict[str, Any] = {"judgements": judge(scheme, key, subject, downstream, owner, config)}
+    host = files.load(bench.open(stage.inputs["mark"].inputs["host"].key))
+    result: dict[str, Any] = {"judgements": judge(scheme, key, host, subject, downstream, owner, config)}
     if isinstance(scheme, QueryScheme) and isinstance(subject, Encoder) and Access.FEATURES in scheme.access:
         result["projection"] = projection(scheme, key, subject)
     return result

@@ -48,7 +48,8 @@ class Probe(Task):
         if not isinstance(downstream, Classifier):
             raise TypeError(f"a probe measures a Classifier, got {type(downstream).__name__}")
         with torch.no_grad():
-            logits = downstream.head.cpu()(encode(downstream.encoder, test.images))
+            device = next(downstream.head.parameters()).device
+            logits = downstream.head(encode(downstream.encoder, test.images).to(device)).cpu()
             return [accuracy(logits, test.labels)]
 
 
