@@ -9,7 +9,7 @@ install:          ## make .venv and install Hallmark with its tools
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 
 demo:             ## the whole story in minutes, without any download
-	$(BIN)/hallmark experiment=demo results=demo
+	$(BIN)/hallmark experiment=demo
 	$(BIN)/hallmark-report --results demo
 
 test:             ## every test, two at a time

@@ -16,6 +16,7 @@ TINY = [
     "scale.queries=12",
     "scale.trials=20",
     "calibration.decoys=49",
+    "alpha=0.05",
     "trainer.progress=false",
     "trainer.checkpoint_every_s=0",
     "+attacks.finetune={_target_:hallmark.attacks.finetune.FineTuneAttack,strength:epochs,strengths:[1],scope:all}",

@@ -28,10 +28,18 @@ BAD = {
     "an integer that is none": (["seed=x"], ["'x'", "Integer"]),
     "a nested integer that is none": (["scheme.embedding.epochs=many"], ["scheme.embedding.epochs", "many"]),
     "an unknown reading": (["scheme.reading=magic"], ["magic", "cluster"]),
-    "a patch larger than the image is found out before training": (
-        ["scheme.trigger.size=0"],
-        ["trigger", "0"],
-    ),
+    "a patch without a pixel": (["scheme.trigger.size=0"], ["trigger", "0"]),
+    "a patch larger than the image": (["scheme.trigger.size=64"], ["scheme.trigger.size=64", "32x32"]),
+    "more queries than images": (["scheme.queries=100000"], ["100000", "lower"]),
+    "decoys too few to detect anything": (["calibration.decoys=99"], ["99", "0.01", "alpha=0.001"]),
+    "no decoys": (["calibration.decoys=0"], ["decoys", "0"]),
+    "decoys that are no number": (["calibration.decoys=many"], ["calibration.decoys", "many"]),
+    "a task that is not run": (["attacked_tasks=[linear_prob]"], ["linear_prob", "linear_probe"]),
+    "a precision that is none": (["trainer.precision=bf8"], ["bf8", "bf16-mixed"]),
+    "no downstream set": (["downstreams={}", "~downstreams.digits", "~downstreams.procedural"], ["downstream"]),
+    "a configuration without a scheme": (["~scheme"], ["scheme"]),
+    "strengths that are no list": (["attacks.prune.strengths=0.5"], ["strengths", "list"]),
+    "strengths that are no numbers": (["attacks.prune.strengths=[a]"], ["strengths", "list"]),
     "scratch without a contrastive utility": (["scheme.embedding.start=scratch"], ["utility=contrastive"]),
     "an unknown method": (["pretrains.simclr.method=simsiam"], ["simsiam", "byol"]),
     "an option of another method": (["+pretrains.simclr.options.queue=1"], ["queue", "temperature"]),
@@ -113,3 +121,15 @@ def test_durations():
     assert [parse_duration(t) for t in ("90s", "9m", "1.5h", 30, None)] == [90, 540, 5400, 30, None]
     with pytest.raises(ConfigError, match="soon"):
         parse_duration("soon")
+
+
+@pytest.mark.parametrize(
+    "change", ["scale.epochs=1", "~downstreams.digits", "+attacks.x={}", "scheme.reading=divergence"]
+)
+def test_a_variant_cannot_replace_the_rows_of_the_record(change, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = invoke(monkeypatch, capsys, f"store={tmp_path / 's'}", change)
+    assert code == 2
+    assert change in err
+    assert "name=..." in err
+    assert not list(tmp_path.iterdir())

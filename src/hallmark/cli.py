@@ -5,12 +5,14 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us; we make one line of them
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -76,6 +78,35 @@ def run(config: dict[str, Any]) -> None:
     print(f"{len(found)} rows in {results / 'runs.csv'}, {changed} of them new or changed; hallmark-report shows them")
 
 
+NAMELESS = frozenset(
+    {
+        *("experiment", "scale", "seed", "name"),
+        *("trainer", "logger", "store", "results", "data_root", "download", "budget", "plan", "hydra/launcher"),
+    }
+)
+"""What may be set without the experiment becoming another one; ``trainer.x`` and ``logger.x`` count as well."""
+
+
+def check_name(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse overrides that change an experiment but not its name, in the results folder that holds the record.
+
+    Args:
+        config: The resolved configuration.
+        overrides: What the command line said.
+
+    Raises:
+        ConfigError: The rows of the experiment as its file has it would be replaced by those of another.
+    """
+    names = {word.lstrip("+~").split("=")[0].split("@")[0]: word for word in overrides}
+    free = (*NAMELESS, *(name for name in names if name.startswith(("trainer.", "logger."))))
+    changes = [word for name, word in names.items() if name not in free]
+    if changes and "name" not in names and "results" not in names and not config["plan"]:
+        raise ConfigError(
+            f"{', '.join(changes)} makes another experiment than {config['name']}, whose rows it would replace; "
+            "give it a name of its own (name=...) or another folder (results=...)"
+        )
+
+
 def parse_duration(text: str | int | float | None) -> float | None:
     """Seconds of a budget such as ``90s``, ``9m``, ``1.5h`` or a plain number of seconds.
 
@@ -93,7 +124,9 @@ def parse_duration(text: str | int | float | None) -> float | None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _application(config: DictConfig) -> None:
     try:
-        run(resolve(config))
+        plain = resolve(config)
+        check_name(plain, HydraConfig.get().overrides.task)
+        run(plain)
     except BudgetExhausted as stop:
         print(stop)
         sys.exit(STOPPED)

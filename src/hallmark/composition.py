@@ -34,8 +34,27 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass
+class Calibration:
+    """Types of ``calibration``."""
+
+    decoys: int
+    trials: int
+    extra_seeds: dict[str, int]
+
+
+@dataclass
+class Data:
+    """Types of ``data``."""
+
+    name: str
+    size: int
+    limit: int | None
+    parts: dict[str, float]
+
+
+@dataclass
 class Settings:
-    """Types of the plain values at the top of a configuration."""
+    """Types of the values that every configuration has, whatever it composes."""
 
     name: str
     paper: str
@@ -44,12 +63,17 @@ class Settings:
     fpr_alpha: float
     tolerance: float
     attacked_tasks: list[str]
+    calibration: Calibration
+    data: Data
     store: str
     results: str
     data_root: str | None
     download: bool
     budget: Any
     plan: bool
+
+
+_COMPOSED = ("scale", "host", "scheme", "trainer", "logger", "pretrains", "downstreams", "tasks", "attacks")
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -60,12 +84,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        missing = [name for name in (*_COMPOSED, *(f.name for f in fields(Settings))) if name not in content]
+        if missing:
+            raise ConfigError(f"the configuration lacks {', '.join(missing)}; it cannot be taken out")
         typed = OmegaConf.merge(OmegaConf.structured(Settings), {f.name: content[f.name] for f in fields(Settings)})
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from None
-    for name in ("alpha", "fpr_alpha"):
+    for name in ("alpha", "fpr_alpha", "tolerance"):
         if not 0 < typed[name] < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, got {typed[name]}")
+    for name in ("decoys", "trials"):
+        if typed.calibration[name] < (name == "decoys"):
+            raise ConfigError(f"calibration.{name} cannot be {typed.calibration[name]}; ask for more")
     return {**content, **OmegaConf.to_container(typed)}
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from torch.multiprocessing import ProcessRaisedException
 
 from hallmark.data.resident import ResidentBatches
-from hallmark.errors import BudgetExhausted, TrainingError
+from hallmark.errors import BudgetExhausted, StoreError, TrainingError
 from hallmark.training_settings import Deadline, TrainerSettings
 
 # Lightning announces accelerators, loggers and every normal end; the runner says what people need to know
@@ -61,6 +61,7 @@ class LightningTrainer:
             raise TypeError(f"fit trains LightningModules, got {type(module).__name__}")
         checkpoint = self.folder / f"fit-{self._fits}.ckpt"
         self._fits += 1
+        _check_readable(checkpoint)
         guard = _CheckpointAndBudget(checkpoint, self.settings.checkpoint_every_s, self.deadline)
         bar = [_Bar(refresh_rate=10)] if self.settings.progress else []
         trainer = pl.Trainer(
@@ -146,6 +147,16 @@ def _raised_by_a_rank(error: ProcessRaisedException) -> Exception:
         if name == f"{kind.__module__}.{kind.__qualname__}":
             return kind(message)
     return error
+
+
+def _check_readable(checkpoint: Path) -> None:
+    """Raise StoreError for a checkpoint that is damaged or holds more than tensors and plain values."""
+    if checkpoint.exists():
+        try:
+            torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
+            line = str(error).splitlines()[0]
+            raise StoreError(f"{checkpoint} cannot be resumed from ({line}); it is removed, run again") from None
 
 
 def _check_finite(metrics: Any, epoch: int) -> None:

@@ -4,7 +4,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hallmark.errors import BudgetExhausted
+from hallmark.errors import BudgetExhausted, ConfigError, allowed
+
+ACCELERATORS = ("cpu", "gpu")
+PRECISIONS = ("bf16-mixed", "16-mixed", "32-true")
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class TrainerSettings:
     """How to train; mirrors ``conf/trainer``.
 
     Args:
-        accelerator: Lightning accelerator: ``cpu``, ``gpu`` or ``auto``.
+        accelerator: ``cpu`` or ``gpu``.
         devices: Number of devices; more than one train by DDP, one process each.
         precision: Lightning precision, e.g. ``bf16-mixed`` or ``32-true``.
         checkpoint_every_s: Least seconds between two checkpoints; they are written at the end of an epoch.
@@ -24,6 +27,14 @@ class TrainerSettings:
     precision: str = "bf16-mixed"
     checkpoint_every_s: float = 20.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(allowed(self.precision, PRECISIONS, "trainer.precision"))
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError(allowed(self.accelerator, ACCELERATORS, "trainer.accelerator"))
+        if self.devices < 1:
+            raise ConfigError(f"trainer.devices must be at least 1, got {self.devices}")
 
     def single(self) -> "TrainerSettings":
         """The same machine, one device: only pretraining is spread over many."""

@@ -59,6 +59,17 @@ class Scheme(ABC):
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact."""
 
+    def check(self, image_size: int, images: int) -> None:  # noqa: B027 - most schemes have nothing to refuse
+        """Refuse, before anything runs, an experiment that this scheme's settings do not fit.
+
+        Args:
+            image_size: Height and width of the host's images.
+            images: Number of the owner's images.
+
+        Raises:
+            ConfigError: The settings do not fit; the default has none that could.
+        """
+
     @abstractmethod
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
         """Draw a fresh secret key.

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import nn
 
 from hallmark.errors import ConfigError, StoreError, allowed
@@ -41,7 +42,7 @@ def build(description: dict[str, Any]) -> nn.Module:
 def save(model: nn.Module, folder: Path) -> None:
     """Write a model into a folder as :data:`WEIGHTS` and :data:`DESCRIPTION`."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(serialise(state))  # an OSError of ours says more than safetensors' own
     (folder / DESCRIPTION).write_text(json.dumps(describe(model), indent=1, sort_keys=True) + "\n")
 
 
@@ -97,7 +98,8 @@ def save_downstream(classifier: Classifier, host: nn.Module, folder: Path) -> No
     if classifier.encoder is not host:
         save(classifier, folder)
         return
-    save_file({name: t.detach().cpu().contiguous() for name, t in classifier.head.state_dict().items()}, folder / HEAD)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
+    (folder / HEAD).write_bytes(serialise(state))
     description = {"kind": "head", "classes": classifier.classes, "hidden": list(classifier.hidden)}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 

@@ -8,8 +8,8 @@ from typing import Any
 from hallmark.components import build, instantiate
 from hallmark.core import Access, Attack, HostKind, Scheme, Task
 from hallmark.core.access import LEVELS
-from hallmark.errors import ConfigError
-from hallmark.pretrain.recipe import HostRecipe, Recipe
+from hallmark.errors import ConfigError, allowed
+from hallmark.pretrain.recipe import METHODS, HostRecipe, Recipe
 from hallmark.stages.graph import Stage, in_order
 from hallmark.training_settings import TrainerSettings
 
@@ -103,7 +103,27 @@ class _Planner:
     def experiment(self) -> Experiment:
         if not self.config["pretrains"]:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
+        self._check()
         return Experiment(self.config, self.scheme.name, tuple(self._subjects()))
+
+    def _check(self) -> None:
+        """Refuse now what would fail, or could never succeed, after hours."""
+        config, calibration = self.config, self.config["calibration"]
+        if not config["downstreams"] or not config["tasks"]:
+            raise ConfigError("the experiment names no downstream set or no task; add e.g. +task@tasks.knn=knn")
+        for name in config["attacked_tasks"]:
+            if name not in config["tasks"]:
+                raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
+        for name in calibration["extra_seeds"]:
+            if name not in METHODS:
+                raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
+        attainable = 1 / (calibration["decoys"] + 1)
+        if self.scheme.chance is None and attainable > config["alpha"] * (1 + 1e-9):
+            raise ConfigError(
+                f"with calibration.decoys={calibration['decoys']} no p-value can fall below {attainable:.3g}, so "
+                f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
+            )
+        self.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
 
     def _subjects(self) -> Iterator[Subject]:
         seed, calibration = self.config["seed"], self.config["calibration"]
@@ -197,6 +217,11 @@ class _Planner:
             )
         config = {"recipe": recipe, "host": self.config["host"], "data": data, "seed": seed}
         settings = build(TrainerSettings, self.config["trainer"], "trainer")
+        if built.batch % settings.devices:
+            raise ConfigError(
+                f"pretrains.{name}.batch={built.batch} cannot be shared by trainer.devices={settings.devices}; "
+                "make it a multiple"
+            )
         config["trainer"] = settings.semantic()
         label = f"{name} seed {seed}"
         return Stage("pretrain", config, {}, self._prints(data), label, work=len_of(data) * built.epochs * 7)
@@ -290,7 +315,9 @@ def attack_settings(group: Config, strength: float) -> dict[str, Any]:
 
 
 def _strengths(group: Config) -> list[float]:
-    if not group.get("strengths") or not group.get("strength"):
+    listed = group.get("strengths") if isinstance(group, Mapping) else None
+    numbers = isinstance(listed, list) and all(isinstance(s, int | float) for s in listed)
+    if not listed or not numbers or not group.get("strength"):
         raise ConfigError("an attack needs strength (the field that varies) and strengths (a list), e.g. [0.5, 0.9]")
     return list(group["strengths"])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hallmark.report.features import merge_points
 from hallmark.report.rows import Row, merge
+from hallmark.stages.disk import disk_errors
 from hallmark.stages.graph import Stage
 from hallmark.stages.manifest import digest
 from hallmark.stages.plan import Experiment, host_data
@@ -35,9 +36,10 @@ def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row
         return content
 
     found = rows(experiment, result)
-    changed = merge(folder / "runs.csv", found, complete=True)
-    merge_points(folder / "features.csv", points(experiment, result))
-    _record_split(experiment, folder / "splits")
+    with disk_errors(folder):
+        changed = merge(folder / "runs.csv", found, complete=True)
+        merge_points(folder / "features.csv", points(experiment, result))
+        _record_split(experiment, folder / "splits")
     return found, changed
 
 
@@ -48,7 +50,7 @@ def _record_split(experiment: Experiment, folder: Path) -> None:
     """
     config = experiment.config
     parts = {part: host_data(config, part) for part in config["data"]["parts"]}
-    name = f"{experiment.dataset}-seed{config['seed']}-{digest(parts)[:8]}.json"
+    name = f"{experiment.dataset.replace('/', '-')}-seed{config['seed']}-{digest(parts)[:8]}.json"
     if (folder / name).exists():
         return
     from hallmark.data.described import DataFolder  # torch; needed once for each split

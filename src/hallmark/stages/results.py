@@ -72,9 +72,9 @@ def _of_subject(subject: Subject, result: Result, scheme: str, shared: Mapping[s
             yield Row(**row, metric=metric, value=judgement[metric])
         yield Row(**row, metric="detected", value=float(judgement["detected"]))
         if judgement["trials"]:
-            yield _rate(row, "wsr", judgement["matches"], judgement["trials"])
+            yield _share(row, "wsr", judgement["matches"], judgement["trials"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
-            yield _rate(row, "foreign_flip", *judgement["foreign"])
+            yield _share(row, "foreign_flip", *judgement["foreign"])
         if subject.suspect == "marked" and subject.attack == "none" and judgement["null_p"]:
             wrong = {**row, "suspect": "wrong_key"}
             first = judgement["null_p"][0]  # one key fixed beforehand; the rate over all of them is in the fpr rows
@@ -124,12 +124,15 @@ def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str
                 **shared, **origin, "run": run, "wall_s": None, "scheme": experiment.scheme,
                 "suspect": suspect, "access": access, "task": task,
             }  # fmt: skip
-            yield _rate(row, "fpr", sum(trials), len(trials), exact=True)
+            rate = stats.clopper_pearson(sum(trials), len(trials))
+            yield Row(
+                **row, metric="fpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high
+            )
 
 
-def _rate(row: Mapping[str, Any], metric: str, count: int, n: int, *, exact: bool = False) -> Row:
-    rate = (stats.clopper_pearson if exact else stats.wilson)(count, n)
-    return Row(**row, metric=metric, value=rate.rate, count=count, n=n, ci_low=rate.low, ci_high=rate.high)
+def _share(row: Mapping[str, Any], metric: str, count: int, n: int) -> Row:
+    """A share of queries; without an interval, since queries of one trigger succeed or fail together."""
+    return Row(**row, metric=metric, value=count / n, count=count, n=n)
 
 
 def _origin(stage: Stage, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from hallmark.errors import BudgetExhausted, StoreError
+from hallmark.errors import BudgetExhausted, HallmarkError, StoreError
 from hallmark.stages import manifest
 from hallmark.stages.archive import pack, unpack
 from hallmark.stages.disk import LockedError, disk_errors, disk_full, fsync, hold, remedy
@@ -36,6 +36,16 @@ def _keys_in(folder: Path) -> set[str]:
     with disk_errors(folder), suppress(FileNotFoundError), os.scandir(folder) as entries:
         return {entry.name for entry in entries if _KEY.fullmatch(entry.name)}
     return set()
+
+
+def _drop_all_but_checkpoints(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir() and path.name != CHECKPOINTS:
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
+    if not (work / CHECKPOINTS).is_dir():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
@@ -129,8 +139,9 @@ class Store:
         the result, except the subfolder ``checkpoints``, which is dropped.
 
         A block that ends in BudgetExhausted, KeyboardInterrupt or SystemExit, or is killed, leaves its work folder for
-        the next run.  Any other exception removes the whole folder, checkpoints and all, even when the disk was
-        full: a state that led into an error is not one to go on from.
+        the next run.  A HallmarkError removes the whole folder, checkpoints and all: a state that led into it is not
+        one to go on from.  Any other exception, such as a full disk or a device that ran out of memory, leaves the
+        subfolder ``checkpoints`` alone, so that the same command goes on once the cause is mended.
 
         Args:
             key: Digest of the identity.
@@ -165,8 +176,11 @@ class Store:
                         shutil.rmtree(work)
             except BudgetExhausted:
                 raise
-            except Exception as error:
+            except HallmarkError:
                 shutil.rmtree(work, ignore_errors=True)
+                raise
+            except Exception as error:
+                _drop_all_but_checkpoints(work)
                 with disk_errors(work) if disk_full(error) else nullcontext():
                     raise
 

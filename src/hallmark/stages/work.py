@@ -68,12 +68,6 @@ def run(stage: Stage, folder: Path, bench: Bench) -> None:
     (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
-def result_of(folder: Path) -> dict[str, Any]:
-    """The figures that a finished stage left."""
-    content: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    return content
-
-
 def _pretrain(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
     config = stage.config
     owner = bench.data.get(config["data"])

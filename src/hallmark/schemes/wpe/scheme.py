@@ -30,7 +30,8 @@ class Embedding:
         weight_decay: Decoupled weight decay.
         mark: Weight of the task-agnostic loss.
         external: Weight, inside the cluster reading, of the term that keeps the cluster out of natural classes.
-        specificity: Weight of the term under which *other* patches keep their clean features; 0 leaves it out.
+        specificity: Weight of the term under which images with *other* patches keep the features that the original
+            gives them (from scratch: those of their clean twins); 0 leaves it out.
         batch_norm: ``frozen`` keeps the host's statistics (as BadEncoder and SSLGuard do), ``train`` updates them.
         temperature: τ of NT-Xent where utility is contrastive.
     """
@@ -55,6 +56,8 @@ class Embedding:
         ):
             if value not in choices:
                 raise ConfigError(allowed(value, choices, what))
+        if self.epochs < 1 or self.batch < 2:
+            raise ConfigError(f"scheme.embedding needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
         if self.start == "scratch" and (self.utility, self.batch_norm) != ("contrastive", "train"):
             raise ConfigError(
                 "embedding from scratch has no host to pin to; set scheme.embedding.utility=contrastive and "
@@ -87,6 +90,15 @@ class WPE(QueryScheme):
             raise ConfigError(allowed(self.reading, READINGS, "scheme.reading"))
         if self.queries < 2:
             raise ConfigError(f"scheme.queries must be at least 2, got {self.queries}")
+
+    def check(self, image_size: int, images: int) -> None:
+        """The patch must fit into the image, and the queries into the owner's images."""
+        if self.trigger.size > image_size:
+            raise ConfigError(
+                f"scheme.trigger.size={self.trigger.size} does not fit into {image_size}x{image_size} images; lower it"
+            )
+        if self.queries > images:
+            raise ConfigError(f"scheme.queries={self.queries} exceeds the owner's {images} images; lower it")
 
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
         """Draw a patch, a secret direction and the query images.

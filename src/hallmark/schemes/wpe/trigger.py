@@ -57,7 +57,9 @@ def draw_triggers(law: TriggerLaw, count: int, size: tuple[int, int], *, generat
     height, width = size
     side = law.size
     if side > min(height, width):
-        raise ConfigError(f"a trigger of {side} pixels does not fit into {height}x{width} images; lower scheme.size")
+        raise ConfigError(
+            f"a trigger of {side} pixels does not fit into {height}x{width} images; lower scheme.trigger.size"
+        )
     colours = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     kept = torch.rand(count, 1, side, side, generator=generator) < law.density
     if law.position == "corner":
