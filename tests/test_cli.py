@@ -99,7 +99,7 @@ def test_budget_stops_and_the_same_command_finishes(monkeypatch, capsys, tmp_pat
 
 
 def test_nan_loss_is_one_line_and_leaves_no_stage(monkeypatch, capsys, tmp_path):
-    words = [*TINY, f"store={tmp_path / 's'}", "pretrains.simclr.optimisation.lr=1e30"]
+    words = [*TINY, f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}", "pretrains.simclr.optimisation.lr=1e30"]
     code, _, err = invoke(monkeypatch, capsys, *words)
     assert code == 2
     assert "loss became" in err

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from hallmark.errors import BudgetExhausted, ConfigError, HallmarkError, StoreError
+from hallmark.errors import BudgetExhausted, ConfigError, HallmarkError, StoreError, TrainingError
 from hallmark.stages import cli
 from hallmark.stages.store import LockedError, Store, canonical, digest
 
@@ -161,14 +161,39 @@ def test_checkpoints_are_dropped_and_subfolders_kept(store: Store):
     assert store.unfinished() == set()
 
 
-def test_exception_leaves_nothing(store: Store):
+def test_bad_input_leaves_nothing(store: Store):
     identity = {"stage": "a"}
     interrupt(store, identity)
-    with pytest.raises(RuntimeError, match="diverged"):
-        leave(store, identity, RuntimeError("diverged"))
+    with pytest.raises(TrainingError, match="diverged"):
+        leave(store, identity, TrainingError("diverged"))
     assert visible(store.root) == {}
     assert store.unfinished() == store.keys() == set()
     make(store, identity, x="1")  # and the key is free
+
+
+def have_an_accident(store: Store, identity: dict, *files: str) -> None:
+    with store.writing(digest(identity), identity) as work:
+        for name in files:
+            (work / name).parent.mkdir(exist_ok=True)
+            (work / name).write_text("x")
+        raise RuntimeError("out of memory")
+
+
+def test_accident_leaves_the_checkpoints_alone(store: Store):
+    identity = {"stage": "a"}
+    key = digest(identity)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        have_an_accident(store, identity, "checkpoints/x", "figures/x", "half")
+    assert visible(store.root).keys() == {f"work/{key}/checkpoints/x"}
+    with store.writing(key, identity) as work:
+        assert (work / "checkpoints" / "x").exists(), "the next run goes on from there"
+
+
+def test_accident_without_checkpoints_leaves_nothing(store: Store):
+    identity = {"stage": "a"}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        have_an_accident(store, identity, "half")
+    assert visible(store.root) == {}
 
 
 @pytest.mark.parametrize("kind", [BudgetExhausted, KeyboardInterrupt, SystemExit])
@@ -251,7 +276,7 @@ def test_disk_full_in_the_block_is_a_store_error_and_others_pass(store: Store):
         leave(store, identity, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(FileNotFoundError, match="the stage's own"):
         leave(store, identity, FileNotFoundError("the stage's own"))
-    assert visible(store.root) == {}
+    assert visible(store.root).keys() == {f"work/{digest(identity)}/checkpoints/last"}
 
 
 def test_root_that_cannot_be_written_is_one_line(tmp_path: Path):

@@ -106,6 +106,9 @@ def one_line(error: BaseException) -> str:
     lines = [re.sub(r"\s+", " ", line).strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
     text = "; ".join(kept).replace(":;", ":")
+    key = getattr(error, "full_key", None)
+    if key and str(key) not in text:
+        text = f"{key}: {text}"
     if "Could not find 'experiment/" in text:  # Hydra lists one level only
         return text.split("; Available")[0] + f"; available: {', '.join(experiments())}"
     if text.startswith("Could not override"):
