@@ -46,8 +46,6 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
     if not suspects:
         return None
     places = ordered(features[["experiment", "pretrain"]].drop_duplicates(), ["experiment", "pretrain"])
-    labels = sorted(features.loc[features["kind"] == "clean", "label"].unique())
-    shade = dict(zip(labels, mpl.colormaps["viridis"](np.linspace(0.15, 0.95, len(labels))), strict=True))
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(len(places), len(suspects), squeeze=False)
@@ -57,8 +55,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
                 points = here[here["suspect"] == suspect]
                 points = points[points["seed"] == points["seed"].min()]
                 clean, triggered = (points[points["kind"] == kind] for kind in ("clean", "triggered"))
-                colours = [shade[label] for label in clean["label"]]
-                ax.scatter(clean["x"], clean["y"], s=7, c=colours or INK, alpha=0.75, linewidths=0)
+                ax.scatter(clean["x"], clean["y"], s=7, c=COLOURS[0], alpha=0.75, linewidths=0)
                 ax.scatter(triggered["x"], triggered["y"], s=16, c=COLOURS[1], marker="x", linewidths=0.9)
                 words = [ALGORITHMS[place.pretrain], "unmarked" if suspect == "original" else "marked"]
                 words += [f"({place.experiment})"] if places["experiment"].nunique() > 1 else []
@@ -67,14 +64,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
             line[0].set_ylabel("component 2")
         for ax in axes[-1]:
             ax.set_xlabel("component 1")
-        handles = [
-            handle(
-                "o",
-                mpl.colors.to_hex(mpl.colormaps["viridis"](0.5)),
-                "clean, shade = class" if len(labels) > 1 else "clean",
-            ),
-            handle("x", COLOURS[1], "with the trigger"),
-        ]
+        handles = [handle("o", COLOURS[0], "clean"), handle("x", COLOURS[1], "with the trigger")]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
     title = "What the trigger does in feature space"
