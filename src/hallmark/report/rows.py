@@ -226,9 +226,9 @@ def merge(path: str | Path, rows: Iterable[Row], *, complete: bool = False) -> i
         changed = sum(key not in old or old[key].cells() != row.cells() for key, row in new.items())
         if complete:
             runs = {_run_of(row) for row in new.values()}
-            gone = [key for key, row in old.items() if _run_of(row) in runs and key not in new]
-            changed += len(gone)
-            old = {key: row for key, row in old.items() if key not in set(gone)}
+            kept = {key: row for key, row in old.items() if key in new or _run_of(row) not in runs}
+            changed += len(old) - len(kept)
+            old = kept
         if changed:
             _write(path, sorted((old | new).values(), key=_order))
     return changed

@@ -72,12 +72,17 @@ def judge(
     ]
 
 
+def kind_of(model: nn.Module) -> HostKind:
+    """The host kind of a stored model."""
+    return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
+
+
 def _places(
     scheme: Scheme, subject: nn.Module, downstream: Mapping[str, nn.Module]
 ) -> list[tuple[dict[str, str], Suspect]]:
     trunk = SharedTrunk(subject)
     places = []
-    kind = HostKind.ENCODER if isinstance(subject, Encoder) else HostKind.CLASSIFIER
+    kind = kind_of(subject)
     if Access.WEIGHTS in scheme.access:  # weights are read as they are, whatever the queries run under
         places.append(({"access": "weights", "downstream": "", "task": ""}, Suspect(subject, kind, Access.WEIGHTS)))
     if Access.FEATURES in scheme.access and kind is HostKind.ENCODER:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from pytorch_lightning.loggers import Logger
-from torch import nn
 
 from hallmark.components import build, instantiate
-from hallmark.core import Access, HostKind, Key, QueryScheme, Suspect, generator
+from hallmark.core import Access, Key, QueryScheme, Suspect, generator
 from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
@@ -21,7 +20,7 @@ from hallmark.pretrain.monitor import OnlineEvaluation
 from hallmark.pretrain.recipe import HostRecipe, Recipe
 from hallmark.pretrain.train import pretrain
 from hallmark.stages.graph import Stage
-from hallmark.stages.judge import judge
+from hallmark.stages.judge import judge, kind_of
 from hallmark.stages.projection import projection
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import Deadline, TrainerSettings
@@ -157,11 +156,6 @@ def _trainer(stage: Stage, folder: Path, bench: Bench, callbacks: Any = ()) -> L
         logger=bench.logger(stage),
         callbacks=callbacks,
     )
-
-
-def kind_of(model: nn.Module) -> HostKind:
-    """The host kind of a stored model."""
-    return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
 
 
 _KINDS: Mapping[str, Callable[[Stage, Path, Bench], dict[str, Any]]] = {
