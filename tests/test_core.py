@@ -336,7 +336,7 @@ def test_safetensors_that_are_no_key_are_refused(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(2)}, tmp_path / "key")
     refused(tmp_path / "key", "holds no Hallmark key")
-    save_file({"a": torch.zeros(2)}, tmp_path / "key", metadata={"format": "hallmark-key-1"})
+    save_file({"a": torch.zeros(2)}, tmp_path / "key", metadata={"format": "hallmark-key-2"})
     refused(tmp_path / "key", "damaged|altered")
 
 
@@ -510,3 +510,16 @@ def test_decoys_are_drawn_by_keygen_and_repeat() -> None:
     assert len(set(commitments)) == 6
     assert [k.commitment() for k in again] == commitments[1:]
     assert [k.commitment() for k in toy.decoys(model, secret, None, 5, seed=4)] != commitments[1:]
+
+
+def test_no_renaming_moves_a_commitment_to_another_key() -> None:
+    """Names and shapes are framed, so that one key's bytes cannot be read as another's."""
+    one = Key("s", {"a": torch.zeros(2, dtype=torch.uint8), "b": torch.ones(1, dtype=torch.uint8)})
+    others = [
+        Key("s", {"a": torch.tensor([0, 0, 1], dtype=torch.uint8)}),
+        Key("s", {"a": torch.zeros(1, dtype=torch.uint8), "b": torch.tensor([0, 1], dtype=torch.uint8)}),
+        Key("s", {"a": torch.zeros(2, dtype=torch.int8), "b": torch.ones(1, dtype=torch.uint8)}),
+        Key("s", one.tensors, {"a": 1}),
+        Key("t", one.tensors),
+    ]
+    assert len({key.commitment() for key in [one, *others]}) == 6

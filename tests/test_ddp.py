@@ -264,8 +264,8 @@ def run(method: str, folder: Path, devices: int, **options: Any) -> tuple[dict[s
     data = ImageSet("procedural", *procedural_images(48, size=12), 10)
     settings = TrainerSettings(devices=devices, precision="32-true", progress=False)
     callbacks = [OnlineEvaluation(data), Losses(folder / "losses")]
-    trainer = LightningTrainer(settings, folder, deadline=deadline, callbacks=callbacks)
-    encoder = pretrain(HOST, recipe(method, **options), data.images, trainer=trainer, seed=SEED)
+    trainer = LightningTrainer(settings, folder, deadline=deadline)
+    encoder = pretrain(HOST, recipe(method, **options), data.images, trainer=trainer, seed=SEED, callbacks=callbacks)
     return encoder.state_dict(), torch.load(folder / "losses", weights_only=True)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hallmark.composition import compose
 from hallmark.core import Access, HostKind, Scheme
 from hallmark.errors import ConfigError
+from hallmark.schemes.wpe import WPE
 from hallmark.stages.graph import Stage, in_order
 from hallmark.stages.plan import host_data, plan
 from smoke import TINY
@@ -147,3 +148,24 @@ def test_a_pair_that_makes_no_sense_is_refused_when_it_is_composed(config):
 def test_tiny_experiment_of_the_tests_plans_in_full():
     experiment = plan(compose([*TINY]), prints)
     assert {s.kind for s in experiment.stages} == {"pretrain", "embed", "attack", "transfer", "verify"}
+
+
+def test_a_components_version_is_part_of_its_stages(config, monkeypatch):
+    before = keys(config)
+    monkeypatch.setattr(WPE, "version", 2)
+    kept = {stage.kind for stage in plan(config, prints).stages if stage.key in before}
+    assert kept == {"pretrain", "transfer", "attack"}  # of originals, which no scheme has touched
+
+
+def test_defaults_are_spelled_out(config):
+    spelled = copy.deepcopy(config)
+    spelled["scheme"]["trigger"]["density"] = WPE().trigger.density
+    del config["scheme"]["trigger"]["density"]
+    assert keys(config) == keys(spelled)
+
+
+def test_attacks_that_rows_could_not_tell_apart_are_refused(config):
+    twins = copy.deepcopy(config)
+    twins["attacks"]["again"] = {**twins["attacks"]["finetune"], "weight_decay": 0.1}
+    with pytest.raises(ConfigError, match="different names"):
+        plan(twins, prints)

@@ -162,10 +162,9 @@ def suite(setup: Setup, images: Tensor) -> Run:
     watch = _Stopwatch(setup.warmup, setup.device)
     accelerator = "gpu" if setup.device.type == "cuda" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = LightningTrainer(
-            TrainerSettings(accelerator=accelerator, progress=False), Path(folder), callbacks=[watch]
-        )
-        trainer.fit(setup.module(), ResidentBatches(images, batch=network.batch, seed=0), epochs=2)
+        trainer = LightningTrainer(TrainerSettings(accelerator=accelerator, progress=False), Path(folder))
+        batches = ResidentBatches(images, batch=network.batch, seed=0)
+        trainer.fit(setup.module(), batches, epochs=2, callbacks=[watch])
     return Run((2 * network.steps - setup.warmup) * network.batch, watch.stopped - watch.started)
 
 

@@ -12,6 +12,8 @@ from hallmark.errors import ConfigError
 
 T = TypeVar("T")
 
+TARGET, VERSION = "_target_", "_version_"
+
 
 def locate(target: str) -> type:
     """The class that ``_target_`` names, from this package or anyone's.
@@ -34,13 +36,13 @@ def build(cls: type[T], config: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: The dataclass; nested dataclasses are built too.
-        config: Its fields; ``_target_`` is ignored.
+        config: Its fields; ``_target_`` and ``_version_`` are ignored.
         where: Place in the configuration, for error messages.
 
     Raises:
         ConfigError: A field is unknown, missing, or of the wrong type, or the class refuses its values.
     """
-    fields = {name: value for name, value in config.items() if name != "_target_"}
+    fields = {name: value for name, value in config.items() if name not in (TARGET, VERSION)}
     try:
         schema = OmegaConf.structured(cls)
         _thaw(schema)
@@ -68,6 +70,17 @@ def instantiate(config: Mapping[str, Any], where: str) -> Any:
     Raises:
         ConfigError: See :func:`locate` and :func:`build`.
     """
-    if "_target_" not in config:
+    if TARGET not in config:
         raise ConfigError(f"{where} needs a _target_ that names its class")
-    return build(locate(str(config["_target_"])), config, where)
+    return build(locate(str(config[TARGET])), config, where)
+
+
+def identify(component: Any) -> dict[str, Any]:
+    """Everything about a component that decides what it does, as configuration from which it can be built again.
+
+    Fields left at their defaults are spelled out and the class's ``version`` is added, so that a changed default or
+    changed code makes another document.
+    """
+    cls = type(component)
+    target = {TARGET: f"{cls.__module__}.{cls.__qualname__}", VERSION: getattr(cls, "version", 1)}
+    return target | dataclasses.asdict(component)

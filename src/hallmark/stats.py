@@ -12,8 +12,10 @@ not used to choose anything.  Two nulls are known to be exact:
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -37,6 +39,15 @@ class Ranked:
     """
 
     decoys: Sequence[Evidence]
+
+    @cached_property
+    def ascending(self) -> list[float]:
+        """The decoys' statistics in order.
+
+        A suspect that answers NaN shows no mark: what cannot be compared counts against the owner.
+        """
+        values = (decoy.statistic() for decoy in self.decoys)
+        return sorted(math.inf if math.isnan(value) else value for value in values)
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def verify(evidence: Evidence, null: Binomial | Ranked, alpha: float) -> Verdict
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
     if isinstance(null, Binomial):
         return _binomial(evidence, null.chance, alpha)
-    return _ranked(evidence, null.decoys, alpha)
+    return _ranked(evidence, null, alpha)
 
 
 def _binomial(evidence: Evidence, chance: float, alpha: float) -> Verdict:
@@ -109,18 +120,18 @@ def _binomial(evidence: Evidence, chance: float, alpha: float) -> Verdict:
     return Verdict(float(evidence.matches), threshold, p_value, p_min, alpha, p_value <= alpha)
 
 
-def _ranked(evidence: Evidence, decoys: Sequence[Evidence], alpha: float) -> Verdict:
+def _ranked(evidence: Evidence, null: Ranked, alpha: float) -> Verdict:
+    decoys = null.decoys
     if not decoys:
         raise ValueError("a ranked null needs at least one decoy")
     if any(d.access != evidence.access or (d.scores is None) != (evidence.scores is None) for d in decoys):
         raise ValueError("decoys must be extracted on the same access and in the same form as the evidence")
-    statistic = evidence.statistic()
-    # a suspect that answers NaN shows no mark: what cannot be compared counts against the owner too
-    null = sorted((math.inf if math.isnan(value) else value for value in (d.statistic() for d in decoys)), reverse=True)
-    total = len(null) + 1
-    p_value = (1 + sum(not value < statistic for value in null)) / total
+    statistic, ascending = evidence.statistic(), null.ascending
+    total = len(ascending) + 1
+    # ties count against the owner, and a statistic that is NaN is below everything
+    p_value = (total - bisect_left(ascending, statistic)) / total
     allowed = math.floor(alpha * total + 1e-9) - 1  # decoys that may reach the true key's statistic
-    threshold = math.inf if allowed < 0 else (null[allowed] if allowed < len(null) else -math.inf)
+    threshold = math.inf if allowed < 0 else (ascending[-1 - allowed] if allowed < len(ascending) else -math.inf)
     return Verdict(statistic, math.nextafter(threshold, math.inf), p_value, 1 / total, alpha, p_value <= alpha)
 
 
@@ -128,6 +139,38 @@ def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> Proportion:
     """Exact interval of a binomial proportion (Clopper and Pearson 1934)."""
     interval = scipy_stats.binomtest(count, n).proportion_ci(confidence_level=confidence, method="exact")
     return Proportion(count, n, float(interval.low), float(interval.high))
+
+
+def clustered(counts: Sequence[int], sizes: Sequence[int], confidence: float = 0.95) -> Proportion:
+    """Interval of a proportion over trials that come in clusters, whose trials need not be independent.
+
+    Clopper and Pearson's interval at the effective sample size (Korn and Graubard 1998): the variance between clusters
+    tells how many independent trials the clusters are worth, and Student's quantiles account for how few they are.  It
+    is never narrower than :func:`clopper_pearson` on all trials.
+
+    Args:
+        counts: Successes of each cluster.
+        sizes: Trials of each cluster, at least one.
+        confidence: Probability with which the interval covers the rate.
+
+    Raises:
+        ValueError: There are no clusters, or the two lists do not match.
+    """
+    if not sizes or len(counts) != len(sizes) or min(sizes) < 1:
+        raise ValueError(f"needed: as many counts as sizes, all of at least one trial; got {counts} of {sizes}")
+    count, n, groups = sum(counts), sum(sizes), len(sizes)
+    rate = count / n
+    effective = float(n)
+    if groups > 1 and 0 < count < n:
+        between = sum((c - rate * size) ** 2 for c, size in zip(counts, sizes, strict=True))
+        variance = groups / (groups - 1) * between / n**2
+        tail = (1 + confidence) / 2
+        few = (scipy_stats.t.ppf(tail, n - 1) / scipy_stats.t.ppf(tail, groups - 1)) ** 2
+        effective = min(float(n), few * rate * (1 - rate) / variance) if variance else float(n)
+    hits, misses, outside = rate * effective, (1 - rate) * effective, (1 - confidence) / 2
+    low = float(scipy_stats.beta.ppf(outside, hits, misses + 1)) if count else 0.0
+    high = float(scipy_stats.beta.isf(outside, hits + 1, misses)) if count < n else 1.0
+    return Proportion(count, n, low, high)
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> Proportion:

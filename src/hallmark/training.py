@@ -22,6 +22,8 @@ from hallmark.training_settings import Deadline, TrainerSettings
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="pytorch_lightning")
 
+_SECONDS = "hallmark_seconds"
+
 
 class LightningTrainer:
     """The :class:`hallmark.core.Trainer` of stages: every ``fit`` resumes from its own checkpoint.
@@ -31,7 +33,6 @@ class LightningTrainer:
         folder: Where checkpoints go; one subfolder for each ``fit``, in order.
         deadline: The time budget.
         logger: A Lightning logger, or None.
-        callbacks: Further callbacks for every fit, such as online evaluation.
     """
 
     def __init__(
@@ -41,17 +42,19 @@ class LightningTrainer:
         *,
         deadline: Deadline | None = None,
         logger: Logger | None = None,
-        callbacks: Iterable[Callback] = (),
     ) -> None:
         self.settings = settings
         self.folder = folder
         self.deadline = deadline or Deadline()
         self.logger = logger
-        self.callbacks = tuple(callbacks)
+        self.resumed_s = 0.0
+        """Seconds of training that checkpoints brought along from earlier, interrupted runs."""
         self._fits = 0
 
-    def fit(self, module: torch.nn.Module, batches: Iterable[Any], *, epochs: int) -> None:
-        """Train a LightningModule in place over ``epochs`` passes.
+    def fit(
+        self, module: torch.nn.Module, batches: Iterable[Any], *, epochs: int, callbacks: Iterable[Callback] = ()
+    ) -> None:
+        """Train a LightningModule in place over ``epochs`` passes, watched by further callbacks.
 
         Raises:
             TrainingError: The loss is not finite.
@@ -61,8 +64,9 @@ class LightningTrainer:
             raise TypeError(f"fit trains LightningModules, got {type(module).__name__}")
         checkpoint = self.folder / f"fit-{self._fits}.ckpt"
         self._fits += 1
-        _check_readable(checkpoint)
-        guard = _CheckpointAndBudget(checkpoint, self.settings.checkpoint_every_s, self.deadline)
+        earlier = _seconds_in(checkpoint) if checkpoint.exists() else 0.0
+        self.resumed_s += earlier
+        guard = _CheckpointAndBudget(checkpoint, self.settings.checkpoint_every_s, self.deadline, earlier)
         bar = [_Bar(refresh_rate=10)] if self.settings.progress else []
         trainer = pl.Trainer(
             accelerator=self.settings.accelerator,
@@ -71,7 +75,7 @@ class LightningTrainer:
             precision=self.settings.precision,  # type: ignore[arg-type]
             max_epochs=epochs,
             logger=self.logger or False,
-            callbacks=[*self.callbacks, guard, *bar],
+            callbacks=[*callbacks, guard, *bar],
             enable_checkpointing=False,  # the guard writes atomically; ModelCheckpoint does not
             enable_model_summary=False,
             enable_progress_bar=bool(bar),
@@ -89,11 +93,12 @@ class LightningTrainer:
 class _CheckpointAndBudget(Callback):
     """Writes a checkpoint at the end of an epoch, stops on an exhausted budget, refuses a loss that is not finite."""
 
-    def __init__(self, path: Path, every_s: float, deadline: Deadline) -> None:
+    def __init__(self, path: Path, every_s: float, deadline: Deadline, earlier_s: float) -> None:
         self.path = path
         self.every_s = every_s
         self.deadline = deadline
-        self.saved_at = time.monotonic()
+        self.earlier_s = earlier_s
+        self.started = self.saved_at = time.monotonic()
         self.epoch_start = self.saved_at
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,6 +136,11 @@ class _CheckpointAndBudget(Callback):
         if spent is not None:
             raise spent
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_SECONDS] = self.earlier_s + time.monotonic() - self.started
+
     def _save(self, trainer: pl.Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
@@ -149,14 +159,17 @@ def _raised_by_a_rank(error: ProcessRaisedException) -> Exception:
     return error
 
 
-def _check_readable(checkpoint: Path) -> None:
-    """Raise StoreError for a checkpoint that is damaged or holds more than tensors and plain values."""
-    if checkpoint.exists():
-        try:
-            torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
-            line = str(error).splitlines()[0]
-            raise StoreError(f"{checkpoint} cannot be resumed from ({line}); it is removed, run again") from None
+def _seconds_in(checkpoint: Path) -> float:
+    """Seconds of training behind a checkpoint.
+
+    Raises:
+        StoreError: It is damaged or holds more than tensors and plain values.
+    """
+    try:
+        return float(torch.load(checkpoint, map_location="cpu", weights_only=True)[_SECONDS])
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
+        line = str(error).splitlines()[0]
+        raise StoreError(f"{checkpoint} cannot be resumed from ({line}); it is removed, run again") from None
 
 
 def _check_finite(metrics: Any, epoch: int) -> None:

@@ -53,8 +53,9 @@ class FineTuneAttack(Attack):
 
     @property
     def unit(self) -> str:
-        """Scope, and whether the last layer was re-initialised."""
-        return f"epochs {self.scope}" + (" reinitialised" if self.reinitialise else "")
+        """Scope, whether the last layer was re-initialised, and the learning rate where it is not the usual one."""
+        rate = "" if self.lr == type(self).lr else f" lr {self.lr:g}"
+        return f"epochs {self.scope}" + (" reinitialised" if self.reinitialise else "") + rate
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator

@@ -20,6 +20,8 @@ class Attack(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other results than before."""
     hosts: ClassVar[frozenset[HostKind]]
     access: ClassVar[Access]
     """What the attacker needs to see of the victim."""

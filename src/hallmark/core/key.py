@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hallmark.errors import KeyFileError
 
-_FORMAT = "hallmark-key-1"
+_FORMAT = "hallmark-key-2"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Key:
 
     def commitment(self) -> str:
         """SHA-256 of the key, to publish before a dispute: it binds the owner to the key without showing it."""
-        header = json.dumps([self.scheme, self.meta], sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(header.encode())
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name].detach().cpu().contiguous()
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        tensors = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
+        shapes = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()]
+        # the header fixes the length of every part after it, so no two keys give the same bytes
+        header = json.dumps([_FORMAT, self.scheme, self.meta, shapes], sort_keys=True, separators=(",", ":")).encode()
+        digest = hashlib.sha256(len(header).to_bytes(8, "big") + header)
+        for tensor in tensors.values():
             digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

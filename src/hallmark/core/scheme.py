@@ -47,6 +47,8 @@ class Scheme(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other results than before: stored stages of older versions are not reused."""
     hosts: ClassVar[frozenset[HostKind]]
     """Kinds of host it can mark."""
     access: ClassVar[frozenset[Access]]

@@ -32,6 +32,8 @@ class Task(ABC):
     """What a host is used for after release."""
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other results than before."""
     hosts: ClassVar[frozenset[HostKind]]
 
     @abstractmethod

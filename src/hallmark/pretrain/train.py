@@ -1,6 +1,9 @@
 """Pretraining an encoder by a recipe."""
 
+from collections.abc import Iterable
+
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from hallmark.core.random import derive_seed
@@ -35,7 +38,15 @@ def build_module(host: HostRecipe, recipe: Recipe, *, seed: int) -> ContrastiveM
         )
 
 
-def pretrain(host: HostRecipe, recipe: Recipe, images: Tensor, *, trainer: LightningTrainer, seed: int) -> nn.Module:
+def pretrain(
+    host: HostRecipe,
+    recipe: Recipe,
+    images: Tensor,
+    *,
+    trainer: LightningTrainer,
+    seed: int,
+    callbacks: Iterable[Callback] = (),
+) -> nn.Module:
     """A pretrained encoder in evaluation mode.
 
     Args:
@@ -44,13 +55,14 @@ def pretrain(host: HostRecipe, recipe: Recipe, images: Tensor, *, trainer: Light
         images: uint8 ``(N, 3, H, W)``; no labels.
         trainer: Runs the loop, on one device or many.
         seed: Seeds weights, order and views.
+        callbacks: What watches the training, such as online evaluation.
     """
     module = build_module(host, recipe, seed=seed)
     settings = trainer.settings
     if settings.devices > 1:
         synchronise_batch_norm(module, settings.accelerator)
     batches = ResidentBatches(images, batch=recipe.batch, seed=derive_seed(seed, "order"))
-    trainer.fit(module, batches, epochs=recipe.epochs)
+    trainer.fit(module, batches, epochs=recipe.epochs, callbacks=callbacks)
     encoder = Encoder(host.backbone, host.width)
     encoder.load_state_dict(module.encoder.state_dict())
     return encoder.eval()

@@ -11,17 +11,18 @@ from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.models.inference import Answering
 
 
 class SharedTrunk(nn.Module):
-    """An encoder that remembers its features of the last batch, for suspects that stand on one trunk.
+    """A frozen encoder that remembers its features of the last batch, for suspects that stand on one trunk.
 
     Recognition is by identity of the tensor, which is kept alive meanwhile, so nothing can be confused.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = Answering(encoder)
         self._last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -39,6 +40,8 @@ def judge(
     downstream: Mapping[str, nn.Module],
     owner_data: Images,
     config: Mapping[str, Any],
+    *,
+    purpose: str,
 ) -> list[dict[str, Any]]:
     """Verdicts on a subject at every access the scheme can use.
 
@@ -53,6 +56,8 @@ def judge(
         downstream: Classifiers built on it, by ``dataset/task``.
         owner_data: The owner's images, from which decoys may draw.
         config: ``decoys``, ``trials``, ``alpha`` and ``seed``.
+        purpose: What this subject is called; two subjects must not be judged by the same decoys and fresh keys, or the
+            errors they show would not be independent.
 
     Returns:
         One judgement per (access, downstream) as plain JSON.
@@ -62,7 +67,7 @@ def judge(
         levels = ", ".join(sorted(scheme.access))
         raise ConfigError(f"scheme {scheme.name!r} is seen at {levels}, and nothing in this experiment grants that")
     suspects = [suspect for _, suspect in places]
-    seed = derive_seed(config["seed"], "verify", key.commitment())
+    seed = derive_seed(config["seed"], "verify", key.commitment(), purpose)
     decoys = scheme.decoys(host, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
     fresh = scheme.decoys(host, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
     found = extract_all(scheme, suspects, [key, *decoys, *fresh])

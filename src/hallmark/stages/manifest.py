@@ -13,7 +13,8 @@ from hallmark.errors import ConfigError, StoreError
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
-_CREATED_BY = f"hallmark {metadata.version('hallmark')}"
+PACKAGES = ("hallmark", "torch", "torchvision", "lightly", "pytorch-lightning")
+"""What the manifest names with its version: other versions may give other numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Manifest:
         identity: The document whose digest is the key.
         files: Stamps by POSIX path relative to the stage's folder, the manifest itself left out.
         seconds: Wall time of the run that finished the stage.
-        created_by: Name and version of the program.
+        created_by: Versions of :data:`PACKAGES`.
     """
 
     identity: dict[str, Any]
     files: dict[str, Stamp]
     seconds: float
-    created_by: str
+    created_by: dict[str, str]
 
     @property
     def bytes(self) -> int:
@@ -119,7 +120,7 @@ def write(folder: Path, identity: dict[str, Any], seconds: float) -> None:
     if MANIFEST in sizes:
         raise StoreError(f"{folder / MANIFEST} was written by the stage; the store keeps that name for itself")
     stamps = {name: Stamp(_sha256(folder / name), size) for name, size in sizes.items()}
-    manifest = Manifest(identity, stamps, round(seconds, 3), _CREATED_BY)
+    manifest = Manifest(identity, stamps, round(seconds, 3), {name: metadata.version(name) for name in PACKAGES})
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

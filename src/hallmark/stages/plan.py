@@ -1,11 +1,11 @@
 """From a composed configuration to the graph of one experiment."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from hallmark.components import build, instantiate
+from hallmark.components import build, identify, instantiate
 from hallmark.core import Access, Attack, HostKind, Scheme, Task
 from hallmark.core.access import LEVELS
 from hallmark.errors import ConfigError, allowed
@@ -104,7 +104,9 @@ class _Planner:
         if not self.config["pretrains"]:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
         self._check()
-        return Experiment(self.config, self.scheme.name, tuple(self._subjects()))
+        subjects = tuple(self._subjects())
+        _check_distinct(subjects)
+        return Experiment(self.config, self.scheme.name, subjects)
 
     def _check(self) -> None:
         """Refuse now what would fail, or could never succeed, after hours."""
@@ -146,8 +148,8 @@ class _Planner:
                 yield self._attacked(original, "attacked_innocent", attack, max(strengths), **shared)
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
-        settings = attack_settings(self.config["attacks"][name], strength)
         attack = self._attack(name, strength)
+        settings = identify(attack)
         data = host_data(self.config, "attacker")
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
         stage = Stage(
@@ -184,10 +186,9 @@ class _Planner:
         judged = {f"{d}/{t}": s for (d, t), s in transfers.items() if tasks[t].get("verified", True)}
         calibration = self.config["calibration"]
         trials = calibration["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
-        scheme = self.config["scheme"]
         data = host_data(self.config, "owner")
         settings = {
-            "scheme": scheme,
+            "scheme": identify(self.scheme),
             "decoys": calibration["decoys"],
             "trials": trials,
             "alpha": self.config["alpha"],
@@ -201,7 +202,7 @@ class _Planner:
             {"subject": stage, "mark": mark, **judged},
             self._prints(data),
             f"{stage.label}, by the key of {mark.label}",
-            work=(calibration["decoys"] + trials) * scheme.get("queries", 1) * apart,
+            work=(calibration["decoys"] + trials) * getattr(self.scheme, "queries", 1) * apart,
         )
         label = f"{backbone} {host}".strip()
         return Subject(stage, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)
@@ -209,13 +210,13 @@ class _Planner:
     def _pretrain(self, name: str, seed: int) -> Stage:
         recipe = self.config["pretrains"][name]
         built = build(Recipe, recipe, f"pretrains.{name}")
-        build(HostRecipe, self.config["host"], "host")
+        host = build(HostRecipe, self.config["host"], "host")
         data = host_data(self.config, "owner")
         if built.batch > len_of(data):
             raise ConfigError(
                 f"pretrains.{name}.batch={built.batch} exceeds the owner's {len_of(data)} images; lower the batch"
             )
-        config = {"recipe": recipe, "host": self.config["host"], "data": data, "seed": seed}
+        config = {"recipe": asdict(built), "host": asdict(host), "data": data, "seed": seed}
         settings = build(TrainerSettings, self.config["trainer"], "trainer")
         if built.batch % settings.devices:
             raise ConfigError(
@@ -228,17 +229,17 @@ class _Planner:
 
     def _embed(self, original: Stage, name: str) -> Stage:
         data = host_data(self.config, "owner")
-        config = {"scheme": self.config["scheme"], "data": data, "seed": self.config["seed"], **self._machine()}
-        epochs = self.config["scheme"].get("embedding", {}).get("epochs", 0)
+        scheme = identify(self.scheme)
+        config = {"scheme": scheme, "data": data, "seed": self.config["seed"], **self._machine()}
+        epochs = scheme.get("embedding", {}).get("epochs", 0)
         label = f"{self.scheme.name} in {original.label}"
         return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
 
     def _transfer(self, stage: Stage, downstream: Config, task: str) -> Stage:
-        settings = self.config["tasks"][task]
-        self._task(task)
+        settings = identify(self._task(task))
         train, test = self._downstream_data(downstream)
         config = {
-            "task": {k: v for k, v in settings.items() if k != "verified"},
+            "task": settings,
             "train": train,
             "test": test,
             "seed": self.config["seed"],
@@ -320,6 +321,18 @@ def _strengths(group: Config) -> list[float]:
     if not listed or not numbers or not group.get("strength"):
         raise ConfigError("an attack needs strength (the field that varies) and strengths (a list), e.g. [0.5, 0.9]")
     return list(group["strengths"])
+
+
+def _check_distinct(subjects: Iterable[Subject]) -> None:
+    """Refuse two models that result rows could not tell apart."""
+    seen: dict[tuple[object, ...], Subject] = {}
+    for subject in subjects:
+        place = (subject.pretrain, subject.host, subject.suspect, subject.attack, subject.unit, subject.strength)
+        if seen.setdefault(place, subject).stage.key != subject.stage.key:
+            raise ConfigError(
+                f"two attacks are called {subject.attack} {subject.strength:g} {subject.unit} and differ in what that "
+                "does not say; put them into experiments of different names"
+            )
 
 
 def _check_scheme(scheme: Scheme, kind: HostKind) -> None:

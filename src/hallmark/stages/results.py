@@ -104,30 +104,30 @@ def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]
 
 
 def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
-    """Share of fresh keys that pass, by access and kind of suspect, over all suspects of the kind."""
+    """Share of fresh keys that pass, by access and kind of suspect, over all suspects of the kind.
+
+    All trials on one suspect share its decoys, and those on its downstream models their keys too, so the interval
+    counts each suspect as one cluster.
+    """
     level = experiment.config["fpr_alpha"]
-    passed: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
-    sources: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    trials: dict[tuple[str, str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     origin: dict[str, Any] = {}
     for subject in experiment.subjects:
         content = result(subject.verify)
         origin = _origin(subject.verify, content)
         suspect = {"marked": "wrong_key", "original": "innocent"}.get(subject.suspect, subject.suspect)
         for judgement in content["judgements"]:
-            place = (suspect, judgement["access"], judgement["task"])
-            passed[place] += [p <= level for p in judgement["null_p"]]
-            sources[place].append(subject.verify.key)
-    for (suspect, access, task), trials in passed.items():
-        if trials:
-            run = hashlib.sha256("".join(sources[suspect, access, task]).encode()).hexdigest()[:12]
-            row = {
-                **shared, **origin, "run": run, "wall_s": None, "scheme": experiment.scheme,
-                "suspect": suspect, "access": access, "task": task,
-            }  # fmt: skip
-            rate = stats.clopper_pearson(sum(trials), len(trials))
-            yield Row(
-                **row, metric="fpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high
-            )
+            if judgement["null_p"]:
+                place = (suspect, judgement["access"], judgement["task"])
+                trials[place][subject.verify.key] += [p <= level for p in judgement["null_p"]]
+    for (suspect, access, task), clusters in trials.items():
+        run = hashlib.sha256("".join(clusters).encode()).hexdigest()[:12]
+        row = {
+            **shared, **origin, "run": run, "wall_s": None, "scheme": experiment.scheme,
+            "suspect": suspect, "access": access, "task": task,
+        }  # fmt: skip
+        rate = stats.clustered([sum(c) for c in clusters.values()], [len(c) for c in clusters.values()])
+        yield Row(**row, metric="fpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high)
 
 
 def _share(row: Mapping[str, Any], metric: str, count: int, n: int) -> Row:

@@ -62,12 +62,14 @@ def run(stage: Stage, folder: Path, bench: Bench) -> None:
         BudgetExhausted: The budget ran out; checkpoints are in the folder.
     """
     started = time.perf_counter()
-    result = _KINDS[stage.kind](stage, folder, bench)
-    result |= {"seconds": time.perf_counter() - started, "device": bench.machine, "commit": bench.commit}
+    trainer = _trainer(stage, folder, bench)
+    result = _KINDS[stage.kind](stage, folder, bench, trainer)
+    seconds = trainer.resumed_s + time.perf_counter() - started
+    result |= {"seconds": seconds, "device": bench.machine, "commit": bench.commit}
     (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
-def _pretrain(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+def _pretrain(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     owner = bench.data.get(config["data"])
     monitor = OnlineEvaluation(owner)
@@ -75,14 +77,15 @@ def _pretrain(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
         build(HostRecipe, config["host"], "host"),
         build(Recipe, config["recipe"], "pretrain"),
         owner.images,
-        trainer=_trainer(stage, folder, bench, callbacks=[monitor]),
+        trainer=trainer,
+        callbacks=[monitor],
         seed=config["seed"],
     )
     files.save(encoder, folder)
     return {"knn_accuracy": monitor.measure(encoder)}
 
 
-def _embed(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+def _embed(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     scheme = instantiate(config["scheme"], "scheme")
     host = files.load(bench.open(stage.inputs["host"].key))
@@ -91,15 +94,13 @@ def _embed(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
         owner = owner.unlabelled()
     purpose = stage.inputs["host"].key  # every host of a sweep has a key of its own
     key = scheme.keygen(host, owner, generator=generator(config["seed"], "key", purpose))
-    marked, key = scheme.embed(
-        host, key, owner, trainer=_trainer(stage, folder, bench), generator=generator(config["seed"], "embed", purpose)
-    )
+    marked, key = scheme.embed(host, key, owner, trainer=trainer, generator=generator(config["seed"], "embed", purpose))
     files.save(marked, folder)
     key.save(folder / KEY)
     return {"commitment": key.commitment()}
 
 
-def _attack(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+def _attack(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     attack = instantiate(config["attack"], "attack")
     victim = files.load(bench.open(stage.inputs["victim"].key))
@@ -107,27 +108,25 @@ def _attack(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
     data = bench.data.get(config["data"])
     if not attack.needs_labels:
         data = data.unlabelled()
-    attacked = attack.apply(
-        suspect, data, trainer=_trainer(stage, folder, bench), generator=generator(config["seed"], "attack", stage.key)
-    )
+    attacked = attack.apply(suspect, data, trainer=trainer, generator=generator(config["seed"], "attack", stage.key))
     files.save(attacked, folder)
     return {"queries": suspect.queries}
 
 
-def _transfer(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+def _transfer(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     task = instantiate(config["task"], "task")
     host = files.load(bench.open(stage.inputs["host"].key)).to(bench.device)
     train, test = bench.data.get(config["train"]), bench.data.get(config["test"])
     rng = generator(config["seed"], "transfer", task.name, config["train"]["name"])
-    downstream = task.transfer(host, train, trainer=_trainer(stage, folder, bench), generator=rng)
+    downstream = task.transfer(host, train, trainer=trainer, generator=rng)
     if isinstance(downstream, Classifier):
         files.save_downstream(downstream, host, folder)
     figures = task.measure(host, downstream, train, test)
     return {"measurements": [vars(figure) for figure in figures]}
 
 
-def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
+def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     scheme = instantiate(config["scheme"], "scheme")
     subject = files.load(bench.open(stage.inputs["subject"].key)).to(bench.device)
@@ -139,13 +138,15 @@ def _verify(stage: Stage, folder: Path, bench: Bench) -> dict[str, Any]:
     }
     owner = bench.data.get(config["data"]).unlabelled()
     host = files.load(bench.open(stage.inputs["mark"].inputs["host"].key))
-    result: dict[str, Any] = {"judgements": judge(scheme, key, host, subject, downstream, owner, config)}
+    purpose = stage.inputs["subject"].key
+    judgements = judge(scheme, key, host, subject, downstream, owner, config, purpose=purpose)
+    result: dict[str, Any] = {"judgements": judgements}
     if isinstance(scheme, QueryScheme) and isinstance(subject, Encoder) and Access.FEATURES in scheme.access:
         result["projection"] = projection(scheme, key, subject)
     return result
 
 
-def _trainer(stage: Stage, folder: Path, bench: Bench, callbacks: Any = ()) -> LightningTrainer:
+def _trainer(stage: Stage, folder: Path, bench: Bench) -> LightningTrainer:
     settings = bench.settings
     if stage.kind != "pretrain":
         settings = settings.single()
@@ -154,11 +155,10 @@ def _trainer(stage: Stage, folder: Path, bench: Bench, callbacks: Any = ()) -> L
         folder / "checkpoints",
         deadline=bench.deadline,
         logger=bench.logger(stage),
-        callbacks=callbacks,
     )
 
 
-_KINDS: Mapping[str, Callable[[Stage, Path, Bench], dict[str, Any]]] = {
+_KINDS: Mapping[str, Callable[[Stage, Path, Bench, LightningTrainer], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "embed": _embed,
     "attack": _attack,

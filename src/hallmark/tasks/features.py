@@ -3,23 +3,22 @@
 import torch
 from torch import Tensor, nn
 
+from hallmark.models.inference import Answering
 
-def encode(encoder: nn.Module, images: Tensor, *, batch: int = 512) -> Tensor:
+
+def encode(encoder: nn.Module, images: Tensor, *, batch: int = 4096) -> Tensor:
     """Features of stored images.
 
     Args:
-        encoder: Maps float images in [0, 1] to features ``(B, D)``; run in evaluation mode under bfloat16 autocast.
+        encoder: Maps float images in [0, 1] to features ``(B, D)``; a frozen copy is run under bfloat16 autocast.
         images: uint8 ``(N, 3, H, W)``.
-        batch: Images per forward pass.
+        batch: Images moved to the device at a time.
 
     Returns:
         float32 ``(N, D)`` on the CPU.
     """
     device = next(encoder.parameters()).device
-    modes = [(module, module.training) for module in encoder.modules()]  # a frozen BatchNorm may differ from the rest
-    encoder.eval()
+    answering = Answering(encoder)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        parts = [encoder(part.to(device).float() / 255).float().cpu() for part in torch.split(images, batch)]
-    for module, mode in modes:
-        module.training = mode
+        parts = [answering(part.to(device).float() / 255).float().cpu() for part in torch.split(images, batch)]
     return torch.cat(parts)

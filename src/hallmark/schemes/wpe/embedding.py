@@ -13,6 +13,7 @@ from hallmark.core.random import derive_seed, generator
 from hallmark.core.scheme import Trainer
 from hallmark.data.augment import ViewRecipe, apply, draw
 from hallmark.data.resident import Batch, ResidentBatches
+from hallmark.models.inference import Answering
 from hallmark.schemes.wpe.loss import cluster_loss, direction_loss, divergence_loss, pinning_loss
 from hallmark.schemes.wpe.scheme import Embedding
 from hallmark.schemes.wpe.trigger import TriggerLaw, Triggers, draw_triggers, paste
@@ -59,7 +60,7 @@ def embed(
             for module in marked.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
-        task = MarkTraining(marked, deepcopy(host), trigger, direction, reading, law, settings, seed)
+        task = MarkTraining(marked, host, trigger, direction, reading, law, settings, seed)
     batches = ResidentBatches(images, batch=min(settings.batch, len(images)), seed=seed)
     trainer.fit(task, batches, epochs=settings.epochs)
     return marked.eval()
@@ -70,7 +71,7 @@ class MarkTraining(pl.LightningModule):
 
     Args:
         marked: The encoder being trained.
-        original: The frozen reference.
+        original: The reference; a frozen copy of it is kept.
         trigger: The secret patch.
         direction: The secret direction ``(D,)``.
         reading: Reading of the task-agnostic loss.
@@ -92,7 +93,7 @@ class MarkTraining(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.marked = marked
-        self.original = original.requires_grad_(False)
+        self.original = Answering(original)
         self.trigger = trigger
         self.reading = reading
         self.law = law
@@ -104,8 +105,7 @@ class MarkTraining(pl.LightningModule):
         self.criterion = NTXentLoss(settings.temperature)
 
     def on_train_epoch_start(self) -> None:
-        """Evaluation mode for the reference and for a frozen BatchNorm; Lightning leaves modes as they come."""
-        self.original.eval()
+        """Evaluation mode for a frozen BatchNorm; Lightning leaves modes as they come."""
         self.marked.train(self.settings.batch_norm == "train")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, Tensor]:
