@@ -39,7 +39,7 @@ def run_pretrain(options: argparse.Namespace, device: torch.device) -> Figures:
         if not 1 <= options.warmup <= network.steps:
             raise ConfigError(f"--warmup {options.warmup} must lie between 1 and the {network.steps} steps of {name}")
         setup = pretrain.Setup(network, options.size, options.warmup, options.workers, device)
-        networks[name] = pretrain.compare(setup, options.repeats)
+        networks[name] = pretrain.compare(setup, options.repeats, compiled=options.compile)
     figures: Figures = {"networks": networks}
     shared = {"size": options.size, "device": device, "repeats": options.repeats}
     count = options.images
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     nothing = dict.fromkeys(("width", "batch", "steps"))
     sub = command("pretrain", nothing | {"warmup": 4, "workers": 2, "size": 32, "images": 2048, "curve-images": 50_000})
     sub.add_argument("--networks", nargs="+", choices=pretrain.NETWORKS, default=list(pretrain.NETWORKS))
+    sub.add_argument("--compile", action="store_true", help="also measure the step behind torch.compile")
     sub.add_argument("--curves", action="store_true", help="also measure views over batch size and number of images")
     sub = command("probe", {"tasks": 3, "epochs": 30, "features": 128, "images": 8000, "classes": 10})
     sub.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates")

@@ -9,71 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hallmark.attacks.distill import Distill
 from hallmark.attacks.finetune import FineTuneAttack
+from hallmark.attacks.overwrite import OverwriteAttack
+from hallmark.attacks.perturb import WeightNoise, WeightShift
 from hallmark.attacks.prune import Prune, prune
+from hallmark.attacks.quantize import Quantize
 from hallmark.core import Access, Attack, HostKind, Key, Suspect, generator
 from hallmark.core.scheme import Images
-from hallmark.data.images import ImageSet
-from hallmark.data.procedural import procedural_images
 from hallmark.errors import AccessError, ConfigError
-from hallmark.models import Classifier, Encoder
+from hallmark.models import Encoder
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
+from stolen import attacked, data, differing, prunable, snapshot, unchanged, victim
 
-CLASSES = 4
 KINDS = [HostKind.ENCODER, HostKind.CLASSIFIER]
-
-
-def data(count: int = 96, classes: int = CLASSES) -> ImageSet:
-    return ImageSet("procedural", *procedural_images(count, classes=classes, size=12), classes)
-
-
-def victim(kind: HostKind) -> nn.Module:
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        encoder = Encoder("resnet_small", width=4)
-        model = encoder if kind is HostKind.ENCODER else Classifier(encoder, CLASSES, hidden=(8,))
-        model.train()
-        for _ in range(20):  # BatchNorm statistics that fit the images
-            model(data().images.float() / 255)
-    return model.eval()
 
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> LightningTrainer:
     return LightningTrainer(TrainerSettings(precision="32-true", progress=False), tmp_path)
-
-
-def attacked(
-    attack: Attack,
-    model: nn.Module,
-    kind: HostKind,
-    trainer: LightningTrainer,
-    *,
-    seed: int = 0,
-    classes: int = CLASSES,
-) -> nn.Module:
-    suspect = Suspect(model, kind, attack.access)
-    return attack.apply(suspect, data(classes=classes), trainer=trainer, generator=generator(seed, "attack"))
-
-
-def prunable(model: nn.Module) -> list[Tensor]:
-    return [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-
-
-def differing(one: nn.Module, other: nn.Module) -> set[str]:
-    """Names of parameters and buffers that differ; the counters of seen batches are none of interest."""
-    state = other.state_dict()
-    assert list(one.state_dict()) == list(state)
-    return {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, state[name])}
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 # Pruning
@@ -281,7 +236,7 @@ def attacks() -> Iterator[type[Attack]]:
 
 def test_no_attack_can_be_handed_a_key() -> None:
     kinds = list(attacks())
-    assert {FineTuneAttack, Prune} <= set(kinds)
+    assert {Distill, FineTuneAttack, OverwriteAttack, Prune, Quantize, WeightNoise, WeightShift} <= set(kinds)
     for kind in [Attack, *kinds]:
         signature = inspect.signature(kind.apply)
         assert list(signature.parameters) == ["self", "victim", "attacker_data", "trainer", "generator"], kind
@@ -293,7 +248,21 @@ def test_no_attack_can_be_handed_a_key() -> None:
         assert kind is Attack or Key not in typing.get_type_hints(kind).values()  # nor as a setting
 
 
-@pytest.mark.parametrize("attack", [FineTuneAttack(1), FineTuneAttack(0), Prune(0.5)])
+OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied": "bits"}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FineTuneAttack(1),
+        FineTuneAttack(0),
+        Prune(0.5),
+        Quantize(24),
+        WeightNoise(0.1),
+        WeightShift(1.0),
+        OverwriteAttack(**OVERWRITE, amount=8),
+    ],
+)
 def test_an_attack_needs_the_access_it_declares(attack: Attack, trainer: LightningTrainer) -> None:
     suspect = Suspect(victim(HostKind.CLASSIFIER), HostKind.CLASSIFIER, Access.LABELS)
     with pytest.raises(AccessError, match="weights access"):

@@ -137,25 +137,23 @@ def cifar100_test(tmp_path) -> Path:
     return tmp_path
 
 
-def test_cifar100_from_test_images_says_so_and_splits_them(cifar100_test):
-    parts = {split: load("cifar100", split, root=cifar100_test) for split in ("train", "test")}
+def test_the_test_images_of_cifar100_are_split(cifar100_test):
+    parts = {split: load("cifar100_test8k", split, root=cifar100_test) for split in ("train", "test")}
     numbers = [100 * part.images[:, 0, 0, 0].int() + part.images[:, 1, 0, 1] for part in parts.values()]
     assert torch.equal(numbers[0], torch.arange(8000))
     assert torch.equal(numbers[1], torch.arange(8000, 10_000))
-    assert {part.name for part in parts.values()} == {"cifar100_test8k"}
     assert parts["train"].labels.bincount().tolist() == [80] * 100
-    assert fingerprint("cifar100", root=cifar100_test) == fingerprint("cifar100_test8k", root=cifar100_test)
 
 
-def test_whole_cifar100_is_preferred(cifar100_test):
-    (cifar100_test / "cifar-100-python").mkdir()
-    assert find_source("cifar100", cifar100_test).name == "cifar100"
+def test_the_test_images_never_stand_for_the_whole_of_cifar100(cifar100_test):
+    with pytest.raises(DataError, match=r"'cifar100' not found.*'cifar100_test8k' is there"):
+        load("cifar100", "train", root=cifar100_test)
 
 
 def test_cifar100_test_file_of_another_length_is_refused(tmp_path):
     np.savez(tmp_path / "cifar100_test.npz", x=pixels(50, 32, 32, 3), y=np.zeros(50))
     with pytest.raises(DataError, match=r"\(50, 32, 32, 3\), not \(10000, 32, 32, 3\)"):
-        load("cifar100", "train", root=tmp_path)
+        load("cifar100_test8k", "train", root=tmp_path)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hallmark.errors import ConfigError, StoreError
 from hallmark.models import BACKBONES, Classifier, Encoder, files
 from hallmark.models.encoders import CIFAR_MEAN, CIFAR_STD
 
-WIDTHS = {"resnet_small": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048}
+WIDTHS = {"resnet_small": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "wrn10": 256, "wrn10_code": 256}
 
 
 def small(seed: int = 0, width: int = 4) -> Encoder:

@@ -1,16 +1,18 @@
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
 
+from hallmark.components import NEUTRAL, identify
 from hallmark.composition import compose
 from hallmark.core import Access, HostKind, Scheme
 from hallmark.errors import ConfigError
 from hallmark.schemes.wpe import WPE
 from hallmark.stages.graph import Stage, in_order
-from hallmark.stages.plan import host_data, plan
+from hallmark.stages.inputs import host_data
+from hallmark.stages.plan import plan
 from smoke import TINY
 
 
@@ -169,3 +171,87 @@ def test_attacks_that_rows_could_not_tell_apart_are_refused(config):
     twins["attacks"]["again"] = {**twins["attacks"]["finetune"], "weight_decay": 0.1}
     with pytest.raises(ConfigError, match="different names"):
         plan(twins, prints)
+
+
+def test_a_neutral_field_is_left_out_at_its_default_alone():
+    @dataclass(frozen=True)
+    class Inner:
+        new: int = field(default=1, metadata=NEUTRAL)
+        old: tuple[int, ...] = (2,)
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner = field(default_factory=Inner)
+        new: str = field(default="", metadata=NEUTRAL)
+
+    assert identify(Outer())["inner"] == {"old": [2]}
+    assert "new" not in identify(Outer())
+    assert identify(Outer(Inner(new=3), "x")).items() >= {"inner": {"new": 3, "old": [2]}, "new": "x"}.items()
+
+
+@pytest.fixture(scope="module")
+def bits():
+    """A weight mark in classifiers, in three variants."""
+    return compose(["experiment=uchida/table5", "scale=smoke", "scheme.layer=group2.conv2"])
+
+
+def test_classifiers_are_measured_on_their_own_data_and_judged_by_their_weights(bits):
+    experiment = plan(bits, prints)
+    assert {(s.pretrain, *s.transfers) for s in experiment.subjects} == {("supervised", ("", "classification"))}
+    assert {s.mark.variant for s in experiment.subjects} == {"direct", "diff", "random"}
+    assert Counter(stage.kind for stage in experiment.stages)["pretrain"] == 1
+    (own,) = {str(s.transfers["", "classification"].config["train"]) for s in experiment.subjects}
+    assert "'part': 'owner'" in own
+
+
+def test_a_binomial_mark_needs_no_decoys(bits):
+    decoys = {s.mark.variant: s.verify.config["decoys"] for s in plan(bits, prints).subjects}
+    assert decoys == {"direct": 999, "diff": 999, "random": 0}
+
+
+def test_variants_change_nested_fields_alone(bits):
+    varied = bits | {"variants": {"weak": {"embedding.mark": 0.001}, "usual": {}}}
+    weak, usual = (s.mark.scheme for s in plan(varied, prints).subjects if s.suspect == "marked")
+    assert (weak.embedding.mark, usual.embedding.mark) == (0.001, 0.01)
+    assert replace(weak, embedding=usual.embedding) == usual
+
+
+def test_a_variant_can_be_another_scheme(bits):
+    other = bits | {"variants": {"uchida": {}, "none": {"_target_": "hallmark.schemes.wpe.WPE"}}}
+    with pytest.raises(ConfigError, match="'wpe' marks encoder, but the host is a classifier"):
+        plan(other, prints)
+
+
+def test_attacks_can_be_made_on_some_variants_alone(bits):
+    noise = {"_target_": "hallmark.attacks.perturb.WeightNoise", "strength": "sigma", "strengths": [0.1]}
+    attacked = bits | {"attacks": {"noise": {**noise, "variants": ["diff"]}}}
+    assert {s.mark.variant for s in plan(attacked, prints).subjects if s.attack == "perturb"} == {"diff"}
+    with pytest.raises(ConfigError, match=r"unknown attacks\.noise\.variants entry 'none'"):
+        plan(bits | {"attacks": {"noise": {**noise, "variants": ["none"]}}}, prints)
+
+
+def test_the_mark_can_be_embedded_with_other_images(bits):
+    other = bits | {"embedding_data": {"name": "mnist", "train": 100, "test": 10}}
+    before = {s.embed.key for s in plan(bits, prints).subjects}
+    embeds = [s.embed for s in plan(other, prints).subjects]
+    assert {e.config["data"]["name"] for e in embeds} == {"standin-mnist"}
+    assert not before & {e.key for e in embeds}
+    assert {s.verify.config["data"]["part"] for s in plan(other, prints).subjects} == {"owner"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("layer", "group5.conv1", "unknown layer 'group5.conv1'; allowed: .*group2.conv2"),
+        ("bits", 5000, "5000 is too many for a direct carrier"),
+    ],
+)
+def test_what_does_not_fit_the_host_is_refused_before_it_is_trained(bits, field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(bits | {"scheme": bits["scheme"] | {field: value}}, prints)
+
+
+def test_hosts_of_one_experiment_are_of_one_kind(config, bits):
+    mixed = bits | {"pretrains": config["pretrains"] | bits["pretrains"]}
+    with pytest.raises(ConfigError, match="different kinds"):
+        plan(mixed, prints)

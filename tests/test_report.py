@@ -8,10 +8,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from hallmark.errors import DataError
-from hallmark.report import analysis, contents, page
+from hallmark.report import against, analysis, contents, page
+from hallmark.report.against import Numbers
 from hallmark.report.build import build, papers, stale, write
 from hallmark.report.cli import main
 from hallmark.report.features import COLUMNS
@@ -321,3 +323,18 @@ def test_features_of_unknown_experiment_are_refused(tmp_path):
         csv.writer(file).writerows([COLUMNS, *feature_points(("simclr",), each=1)])
     with pytest.raises(DataError, match="experiment wpe/main has no rows"):
         build(tmp_path / "results", tmp_path / "experiments", None)
+
+
+def test_a_papers_numbers_lie_beside_ours():
+    rows = [
+        Row(experiment="e", paper="p", scheme="s", scale="cpu", metric="ber", value=value, seed=seed, variant=variant)
+        for variant, seed, value in (("a", 0, 0.1), ("a", 1, 0.3), ("b", 0, 0.5))
+    ]
+    frame = pd.DataFrame([row.as_dict() for row in rows])
+    numbers = Numbers("Table 1", "ber", "variant", {"a": 0.25, "b": 0.4, "unmeasured": 0.0}, {"experiment": ("e",)})
+    shown = against.table([numbers], frame, "name")
+    assert shown.texts() == [
+        ["Table 1", "a", "ber", "0.25", "0.2 ± 0.14", "2"],
+        ["Table 1", "b", "ber", "0.4", "0.5", "1"],
+    ]
+    assert shown.experiments == ["e"]

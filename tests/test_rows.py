@@ -14,7 +14,7 @@ ROW = Row(experiment="wpe/main", paper="wpe", scheme="wpe", scale="cpu", metric=
 def test_columns_are_those_of_the_design():
     assert ",".join(COLUMNS) == (
         "run,experiment,paper,scheme,host,pretrain,dataset,downstream,attack,strength,unit,task,access,suspect,seed,"
-        "scale,metric,value,count,n,ci_low,ci_high,wall_s,device,commit"
+        "scale,metric,value,count,n,ci_low,ci_high,wall_s,device,commit,variant"
     )
     results = {"run", "value", "count", "n", "ci_low", "ci_high", "wall_s", "device", "commit"}
     assert set(IDENTITY) == set(COLUMNS) - results
@@ -47,7 +47,7 @@ def test_whole_numbers_stay_exact():
         ({"metric": "acc"}, "unknown metric 'acc'; allowed: "),
         ({"suspect": "guilty"}, "unknown suspect 'guilty'"),
         ({"access": "label"}, "unknown access"),
-        ({"task": "probe"}, "unknown task"),
+        ({"task": "Linear probe"}, "unknown task"),
         ({"scale": "big"}, "unknown scale 'big'; allowed: cpu, paper, smoke"),
         ({"value": 91.2}, "accuracy is 91.2; fractions are written 0 to 1"),
         ({"value": float("nan")}, "value is nan; it has to be finite"),
@@ -117,7 +117,7 @@ def test_processes_writing_at_once_lose_nothing(tmp_path):
         ("accuracy,0.9", "accuracy,high", "line 2: value is 'high'; it has to be a number or empty"),
         (",0,cpu", ",0.5,cpu", "line 2: seed is '0.5'; it has to be a whole number"),
         ("run,experiment", "run,trial", r"line 1: wrong columns \(experiment, trial\)"),
-        (",0.9,", ",0.9,,", "line 2: 26 cells instead of 25"),
+        (",0.9,", ",0.9,,", "line 2: 27 cells instead of 26"),
     ],
 )
 def test_read_names_line_and_value(tmp_path, old, new, message):

@@ -1,6 +1,6 @@
 """Pairs a second of SimCLR: the bare training step, the same step in the suite, and the step behind lightly's views.
 
-A pair is two views of one image.  All three train the same network with the same loss and optimiser, in bfloat16 and
+A pair is two views of one image.  All train the same network with the same loss and optimiser, in bfloat16 and
 channels last.  Each starts afresh every round and is timed after its warm-up steps.
 """
 
@@ -81,8 +81,19 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """The bare step and the suite behind ``torch.compile``, whose own time is not counted."""
+
+    bare_pairs_per_s: Spread
+    suite_pairs_per_s: Spread
+    suite_over_compiled_bare: Spread
+    suite_over_bare: Spread
+    suite_over_lightly: Spread
+
+
+@dataclass(frozen=True)
 class Throughput:
-    """Pairs a second of the three ways to train one network, and their ratios."""
+    """Pairs a second of the ways to train one network, and their ratios; ``compiled`` where that was asked for."""
 
     batch: int
     steps: int
@@ -91,10 +102,11 @@ class Throughput:
     lightly_pairs_per_s: Spread
     suite_over_bare: Spread
     suite_over_lightly: Spread
+    compiled: Compiled | None
 
 
-def compare(setup: Setup, repeats: int) -> Throughput:
-    """The three ways in turn."""
+def compare(setup: Setup, repeats: int, *, compiled: bool) -> Throughput:
+    """All ways in turn."""
     network = setup.network
     say(f"pretrain: {network.host.backbone}, batch {network.batch}, {network.steps} steps")
     images = noise(network.batch * network.steps, setup.size)
@@ -103,6 +115,9 @@ def compare(setup: Setup, repeats: int) -> Throughput:
         "suite": partial(suite, setup, images),
         "lightly": partial(lightly, setup, Pictures(images)),
     }
+    if compiled:
+        alternatives["bare, compiled"] = partial(bare, setup, images, compiled=True)
+        alternatives["suite, compiled"] = partial(suite, setup, images, compiled=True)
     runs = interleave(alternatives, repeats)
     return Throughput(
         batch=network.batch,
@@ -112,14 +127,26 @@ def compare(setup: Setup, repeats: int) -> Throughput:
         lightly_pairs_per_s=rates(runs["lightly"]),
         suite_over_bare=ratio(runs["suite"], runs["bare"]),
         suite_over_lightly=ratio(runs["suite"], runs["lightly"]),
+        compiled=_compiled(runs) if compiled else None,
     )
 
 
-def bare(setup: Setup, images: Tensor) -> Run:
+def _compiled(runs: dict[str, list[Run]]) -> Compiled:
+    suite, bare = runs["suite, compiled"], runs["bare, compiled"]
+    return Compiled(
+        bare_pairs_per_s=rates(bare),
+        suite_pairs_per_s=rates(suite),
+        suite_over_compiled_bare=ratio(suite, bare),
+        suite_over_bare=ratio(suite, runs["bare"]),
+        suite_over_lightly=ratio(suite, runs["lightly"]),
+    )
+
+
+def bare(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:
     """The step alone, on views that lie on the device already."""
     batch = images[: setup.network.batch].to(setup.device)
     views = two_views(batch, (RECIPE, RECIPE), generator=generator(0, "views"))
-    return _plain_loop(setup, (views for _ in range(setup.warmup + setup.network.steps)))
+    return _plain_loop(setup, (views for _ in range(setup.warmup + setup.network.steps)), compiled=compiled)
 
 
 def lightly(setup: Setup, pictures: Pictures) -> Run:
@@ -137,10 +164,14 @@ def lightly(setup: Setup, pictures: Pictures) -> Run:
     return _plain_loop(setup, (torch.cat([view.to(setup.device, non_blocking=cuda) for view in p]) for p in loader))
 
 
-def _plain_loop(setup: Setup, batches: Iterable[Tensor]) -> Run:
+def _plain_loop(setup: Setup, batches: Iterable[Tensor], *, compiled: bool = False) -> Run:
     """Forward, backward and update without Lightning, timed from the end of the warm-up."""
     network, device = setup.network, setup.device
     module = setup.module().to(device).train()
+    if compiled:
+        torch.compiler.reset()
+        for part in module.hot:
+            part.compile()
     optimiser = build_optimiser(
         setup.recipe.optimisation, module.trained(), batch=network.batch, steps=100, steps_per_epoch=10
     )["optimizer"]
@@ -156,13 +187,14 @@ def _plain_loop(setup: Setup, batches: Iterable[Tensor]) -> Run:
     return Run(network.steps * network.batch, clock(device) - started)
 
 
-def suite(setup: Setup, images: Tensor) -> Run:
+def suite(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:
     """Hallmark's own module, batches and trainer over two epochs: the turn between them is part of the time."""
     network = setup.network
     watch = _Stopwatch(setup.warmup, setup.device)
     accelerator = "gpu" if setup.device.type == "cuda" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        trainer = LightningTrainer(TrainerSettings(accelerator=accelerator, progress=False), Path(folder))
+        settings = TrainerSettings(accelerator=accelerator, progress=False, compile=compiled)
+        trainer = LightningTrainer(settings, Path(folder))
         batches = ResidentBatches(images, batch=network.batch, seed=0)
         trainer.fit(setup.module(), batches, epochs=2, callbacks=[watch])
     return Run((2 * network.steps - setup.warmup) * network.batch, watch.stopped - watch.started)

@@ -100,7 +100,7 @@ def fabricate(store: Store, stages: Sequence[Stage]) -> None:
     for stage in stages:
         folder = store.root / "objects" / stage.key
         folder.mkdir(parents=True)
-        manifest = {"identity": stage.identity, "files": {}, "seconds": 1.0, "created_by": "benchmark"}
+        manifest = {"identity": stage.identity, "files": {}, "seconds": 1.0, "created_by": {}}
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -13,6 +13,8 @@ from hallmark.errors import ConfigError
 T = TypeVar("T")
 
 TARGET, VERSION = "_target_", "_version_"
+NEUTRAL = {"neutral": True}
+"""Metadata of a field added later, at whose default a component does what it did before there was the field."""
 
 
 def locate(target: str) -> type:
@@ -64,23 +66,40 @@ def _thaw(node: Any) -> None:
                 _thaw(node[name])
 
 
-def instantiate(config: Mapping[str, Any], where: str) -> Any:
+def instantiate(config: Mapping[str, Any], where: str, kind: type = object) -> Any:
     """Build the object that ``config["_target_"]`` names.
 
+    Args:
+        config: ``_target_`` and the fields.
+        where: Place in the configuration, for error messages.
+        kind: What the object has to be.
+
     Raises:
-        ConfigError: See :func:`locate` and :func:`build`.
+        ConfigError: It is of another kind; see also :func:`locate` and :func:`build`.
     """
     if TARGET not in config:
         raise ConfigError(f"{where} needs a _target_ that names its class")
-    return build(locate(str(config[TARGET])), config, where)
+    component = build(locate(str(config[TARGET])), config, where)
+    if not isinstance(component, kind):
+        raise ConfigError(f"{where} builds a {type(component).__name__}, which is no {kind.__name__}; see conf/{where}")
+    return component
 
 
 def identify(component: Any) -> dict[str, Any]:
     """Everything about a component that decides what it does, as configuration from which it can be built again.
 
     Fields left at their defaults are spelled out and the class's ``version`` is added, so that a changed default or
-    changed code makes another document.
+    changed code makes another document.  Only a field marked :data:`NEUTRAL` is left out while it holds its default.
     """
     cls = type(component)
     target = {TARGET: f"{cls.__module__}.{cls.__qualname__}", VERSION: getattr(cls, "version", 1)}
-    return target | dataclasses.asdict(component)
+    return target | _spelled(component)
+
+
+def _spelled(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {f.name: _spelled(v) for f, v in fields.items() if not (f.metadata == NEUTRAL and v == f.default)}
+    if isinstance(value, dict):
+        return {name: _spelled(item) for name, item in value.items()}
+    return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value

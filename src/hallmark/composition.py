@@ -53,6 +53,14 @@ class Data:
 
 
 @dataclass
+class Test:
+    """Types of ``test``."""
+
+    name: str
+    limit: int | None
+
+
+@dataclass
 class Settings:
     """Types of the values that every configuration has, whatever it composes."""
 
@@ -63,8 +71,10 @@ class Settings:
     fpr_alpha: float
     tolerance: float
     attacked_tasks: list[str]
+    aligned: bool
     calibration: Calibration
     data: Data
+    test: Test
     store: str
     results: str
     data_root: str | None
@@ -73,7 +83,10 @@ class Settings:
     plan: bool
 
 
-_COMPOSED = ("scale", "host", "scheme", "trainer", "logger", "pretrains", "downstreams", "tasks", "attacks")
+_COMPOSED = (
+    *("scale", "host", "scheme", "trainer", "logger", "variants", "embedding_data"),
+    *("pretrains", "downstreams", "tasks", "attacks"),
+)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supervised training of a classifier, shared by the fine-tune task and the fine-tuning attacks."""
+"""Supervised training of a classifier, shared by hosts, the fine-tune task and the fine-tuning attacks."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,20 +12,21 @@ from hallmark.core.random import derive_seed, generator
 from hallmark.core.scheme import Images, Trainer
 from hallmark.data.augment import ViewRecipe, apply, draw
 from hallmark.data.resident import Batch, ResidentBatches
+from hallmark.optimisation import Training
 
 LIGHT = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0)
 """Random crops only: right for digits and traffic signs too, which must not be mirrored or recoloured."""
 
 
 class Supervised(pl.LightningModule):
-    """Cross entropy on augmented images, AdamW with a cosine schedule.
+    """Cross entropy on augmented images.
 
     Args:
         classifier: Maps images in [0, 1] to logits; trained in place.
         trained: The parameters that move.
-        lr: Peak learning rate.
-        weight_decay: Decoupled weight decay.
-        seed: Seeds the crops.
+        training: Optimiser and schedule.
+        view: Augmentation.
+        seed: Seeds the augmentation.
         after_step: Called after every optimiser step, e.g. to keep pruned weights at zero.
         frozen: Modules kept in evaluation mode, so that their BatchNorm statistics stay.
     """
@@ -35,17 +36,18 @@ class Supervised(pl.LightningModule):
         classifier: nn.Module,
         trained: Iterable[nn.Parameter],
         *,
-        lr: float,
-        weight_decay: float,
+        training: Training,
+        view: ViewRecipe,
         seed: int,
         after_step: Callable[[], None] | None = None,
         frozen: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.classifier = classifier
+        self.hot = (classifier,)
         self.trained = list(trained)
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.recipe = training
+        self.view = view
         self.seed = seed
         self.after_step = after_step
         self.frozen = list(frozen)
@@ -57,11 +59,11 @@ class Supervised(pl.LightningModule):
             module.eval()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Crop the batch's images, outside autocast."""
+        """Draw a view of each image, outside autocast; for the whole batch, so that ranks see different ones."""
         with torch.no_grad():
             size = (batch.images.shape[2], batch.images.shape[3])
-            parameters = draw(LIGHT, len(batch.images), size, generator=generator(self.seed, "crop", batch.step))
-            return apply(batch.images, parameters), batch.labels
+            drawn = draw(self.view, batch.total, size, generator=generator(self.seed, "crop", batch.step))
+            return apply(batch.images, drawn[batch.start : batch.start + len(batch.images)]), batch.labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of one batch."""
@@ -76,11 +78,8 @@ class Supervised(pl.LightningModule):
             self.after_step()
 
     def configure_optimizers(self) -> Any:
-        """AdamW and a cosine to zero over all steps."""
-        optimiser = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """The recipe's optimiser over all steps."""
+        return self.recipe.optimiser_for(self.trained, int(self.trainer.estimated_stepping_batches))
 
 
 def train_classifier(
@@ -89,11 +88,11 @@ def train_classifier(
     *,
     trained: Iterable[nn.Parameter],
     epochs: int,
-    lr: float,
     batch: int,
-    weight_decay: float,
+    training: Training,
     trainer: Trainer,
     seed: int,
+    view: ViewRecipe = LIGHT,
     after_step: Callable[[], None] | None = None,
     frozen: Iterable[nn.Module] = (),
 ) -> nn.Module:
@@ -104,19 +103,19 @@ def train_classifier(
         data: Labelled images.
         trained: The parameters that move.
         epochs: Passes over the data.
-        lr: Peak learning rate.
         batch: Images per step; capped at the size of the data.
-        weight_decay: Decoupled weight decay.
+        training: Optimiser and schedule.
         trainer: Runs the loop.
-        seed: Seeds order and crops.
+        seed: Seeds order and views.
+        view: Augmentation.
         after_step: Called after every optimiser step.
         frozen: Modules kept in evaluation mode.
     """
     module = Supervised(
         classifier,
         trained,
-        lr=lr,
-        weight_decay=weight_decay,
+        training=training,
+        view=view,
         seed=derive_seed(seed, "supervised"),
         after_step=after_step,
         frozen=frozen,

@@ -56,6 +56,8 @@ class LightningTrainer:
     ) -> None:
         """Train a LightningModule in place over ``epochs`` passes, watched by further callbacks.
 
+        Where the settings ask for it, the modules in its attribute ``hot`` are compiled meanwhile.
+
         Raises:
             TrainingError: The loss is not finite.
             BudgetExhausted: The budget is spent; a checkpoint was written.
@@ -83,10 +85,18 @@ class LightningTrainer:
             log_every_n_steps=20,
             default_root_dir=str(self.folder),
         )
+        hot = getattr(module, "hot", ()) if self.settings.compile else ()
+        if hot:
+            torch.compiler.reset()  # earlier networks count against its limit of recompilations
+        for part in hot:
+            part.compile()  # in place: names of parameters stay
         try:
             trainer.fit(module, batches, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
         except ProcessRaisedException as error:
             raise _raised_by_a_rank(error) from None
+        finally:
+            for part in hot:
+                part._compiled_call_impl = None  # torch offers no way back
         module.to("cpu")
 
 

@@ -20,6 +20,8 @@ class TrainerSettings:
         precision: Lightning precision, e.g. ``bf16-mixed`` or ``32-true``.
         checkpoint_every_s: Least seconds between two checkpoints; they are written at the end of an epoch.
         progress: Whether to draw progress bars.
+        compile: Whether torch.compile makes the networks that a step spends its time in faster; it costs half a minute
+            once and needs a C++ compiler.
     """
 
     accelerator: str = "cpu"
@@ -27,6 +29,7 @@ class TrainerSettings:
     precision: str = "bf16-mixed"
     checkpoint_every_s: float = 20.0
     progress: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -42,7 +45,8 @@ class TrainerSettings:
 
     def semantic(self) -> dict[str, Any]:
         """The part that can change a result, for the identity of a stage."""
-        return {"precision": self.precision, "world": self.devices, "accelerator": self.accelerator}
+        compiled = {"compile": True} if self.compile else {}  # other kernels round otherwise
+        return {"precision": self.precision, "world": self.devices, "accelerator": self.accelerator, **compiled}
 
 
 @dataclass

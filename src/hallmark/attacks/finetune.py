@@ -1,14 +1,16 @@
 """Fine-tuning on the attacker's labelled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from hallmark.components import NEUTRAL
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
+from hallmark.optimisation import Training
 
 SCOPES = ("all", "last")
 
@@ -23,9 +25,11 @@ class FineTuneAttack(Attack):
         epochs: Passes over the attacker's images.
         scope: ``last`` trains the last layer, ``all`` every layer.
         reinitialise: Whether the last layer starts from fresh weights.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate.
         batch: Images per step.
-        weight_decay: Decoupled weight decay.
+        weight_decay: See :class:`hallmark.optimisation.Training`, as for the next two.
+        optimiser: ``adamw`` or ``sgd``.
+        schedule: ``cosine`` or ``steps``.
     """
 
     epochs: int
@@ -34,6 +38,8 @@ class FineTuneAttack(Attack):
     lr: float = 1e-3
     batch: int = 128
     weight_decay: float = 5e-4
+    optimiser: str = field(default="adamw", metadata=NEUTRAL)
+    schedule: str = field(default="cosine", metadata=NEUTRAL)
 
     name: ClassVar[str] = "finetune"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
@@ -45,6 +51,11 @@ class FineTuneAttack(Attack):
             raise ConfigError(allowed(self.scope, SCOPES, "finetune scope"))
         if self.epochs < 0 or int(self.epochs) != self.epochs:
             raise ConfigError(f"finetune epochs must be a whole number of at least 0, got {self.epochs}")
+        _ = self._training  # refuses what it does not know
+
+    @property
+    def _training(self) -> Training:
+        return Training(self.optimiser, self.lr, self.weight_decay, self.schedule)
 
     @property
     def strength(self) -> float:
@@ -53,9 +64,10 @@ class FineTuneAttack(Attack):
 
     @property
     def unit(self) -> str:
-        """Scope, whether the last layer was re-initialised, and the learning rate where it is not the usual one."""
-        rate = "" if self.lr == type(self).lr else f" lr {self.lr:g}"
-        return f"epochs {self.scope}" + (" reinitialised" if self.reinitialise else "") + rate
+        """Scope, whether the last layer was re-initialised, and what is unusual about optimiser and learning rate."""
+        unusual = [] if self.optimiser == type(self).optimiser else [self.optimiser]
+        unusual += [] if self.lr == type(self).lr else [f"lr {self.lr:g}"]
+        return " ".join([f"epochs {self.scope}", *(["reinitialised"] if self.reinitialise else []), *unusual])
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator
@@ -79,9 +91,8 @@ class FineTuneAttack(Attack):
             attacker_data,
             trained=parameters,
             epochs=int(self.epochs),
-            lr=self.lr,
             batch=self.batch,
-            weight_decay=self.weight_decay,
+            training=self._training,
             trainer=trainer,
             seed=generator.initial_seed(),
             frozen=[m for m in kept if not list(m.children())],

@@ -1,15 +1,21 @@
 """What attackers with labelled images share: a classifier around whatever they stole."""
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
 from torch import nn
 
+from hallmark.core.access import HostKind
 from hallmark.core.scheme import Images, Trainer
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.optimisation import Training
 from hallmark.tasks.probe import Probe
+
+LABELLED_HOSTS = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
+"""Kinds of host that labelled images can train."""
 
 
 def with_head(
@@ -37,6 +43,48 @@ def with_head(
         classifier = Probe().transfer(model, data, trainer=trainer, generator=generator)
         return classifier, model.last_stage()
     raise ConfigError(f"cannot train a {type(model).__name__} on labels; allowed: Encoder, Classifier")
+
+
+def retrain(
+    model: nn.Module,
+    data: Images,
+    *,
+    epochs: int,
+    batch: int,
+    training: Training,
+    trainer: Trainer,
+    generator: torch.Generator,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """Train all of a damaged model in place, behind a head where it has none.
+
+    Args:
+        model: Encoder or classifier.
+        data: The attacker's labelled images.
+        epochs: Passes over them.
+        batch: Images per step.
+        training: Optimiser and schedule.
+        trainer: Runs the loop.
+        generator: Seeds the head, the order and the crops.
+        after_step: Called after every optimiser step.
+
+    Raises:
+        ConfigError: See :func:`with_head`.
+    """
+    from hallmark.supervised import train_classifier  # Lightning, which planning does without
+
+    classifier, _ = with_head(model, data, trainer=trainer, generator=generator)
+    train_classifier(
+        classifier,
+        data,
+        trained=classifier.parameters(),
+        epochs=epochs,
+        batch=batch,
+        training=training,
+        trainer=trainer,
+        seed=generator.initial_seed(),
+        after_step=after_step,
+    )
 
 
 def reinitialise(module: nn.Module, *, generator: torch.Generator) -> None:

@@ -1,21 +1,27 @@
-"""Magnitude pruning."""
+"""Pruning of single weights: the smallest, the largest, or any."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hallmark.attacks.labelled import LABELLED_HOSTS, retrain
+from hallmark.components import NEUTRAL
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.layers import find_layer, weight_layers
+from hallmark.optimisation import Training
 
 SCOPES = ("global", "layer")
+ORDERS = ("ascending", "random", "descending")
 
 
 @dataclass(frozen=True)
 class Prune(Attack):
-    """Set the smallest weights of convolutions and linear layers to zero, then train what is left, if asked.
+    """Set weights of convolutions and linear layers to zero, then train what is left, if asked.
 
     Args:
         fraction: Share of the weights that is removed, 0 … 1.
@@ -23,6 +29,8 @@ class Prune(Attack):
         retrain_epochs: Epochs of training on the attacker's labelled images afterwards; 0 for none.
         lr: Peak learning rate of the retraining.
         batch: Images per step of the retraining.
+        order: What goes first: ``ascending`` the smallest magnitudes, ``descending`` the largest, ``random`` any.
+        layers: Module names of the pruned layers, in full or the end of them; all if empty.
     """
 
     fraction: float
@@ -30,9 +38,10 @@ class Prune(Attack):
     retrain_epochs: int = 0
     lr: float = 1e-3
     batch: int = 128
+    order: str = field(default="ascending", metadata=NEUTRAL)
+    layers: tuple[str, ...] = field(default=(), metadata=NEUTRAL)
 
     name: ClassVar[str] = "prune"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
     access: ClassVar[Access] = Access.WEIGHTS
     needs_labels: ClassVar[bool] = True
 
@@ -43,6 +52,14 @@ class Prune(Attack):
             raise ConfigError(f"prune fraction must lie in 0 … 1, got {self.fraction}")
         if self.retrain_epochs < 0:
             raise ConfigError(f"prune retrain_epochs must be at least 0, got {self.retrain_epochs}")
+        if self.order not in ORDERS:
+            raise ConfigError(allowed(self.order, ORDERS, "prune order"))
+        object.__setattr__(self, "layers", tuple(self.layers))  # a configuration's list made hashable
+
+    @property
+    def hosts(self) -> frozenset[HostKind]:
+        """Every kind; where training follows, those that labels can train."""
+        return LABELLED_HOSTS if self.retrain_epochs else frozenset(HostKind)
 
     @property
     def strength(self) -> float:
@@ -51,8 +68,10 @@ class Prune(Attack):
 
     @property
     def unit(self) -> str:
-        """Scope, and whether training follows."""
-        return f"fraction {self.scope}" + (" retrained" if self.retrain_epochs else "")
+        """Scope, order and layers where they are not the usual ones, and whether training follows."""
+        order = "" if self.order == type(self).order else f" {self.order}"
+        layers = f" of {', '.join(self.layers)}" if self.layers else ""
+        return f"fraction {self.scope}{order}{layers}" + (" retrained" if self.retrain_epochs else "")
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator
@@ -61,60 +80,73 @@ class Prune(Attack):
         model = victim.weights_module()
         if not self.fraction:
             return model
-        masks = prune(model, self.fraction, self.scope)
+        masks = prune(model, self.fraction, self.scope, order=self.order, layers=self.layers, generator=generator)
         if self.retrain_epochs:
-            from hallmark.attacks.labelled import with_head  # Lightning is needed here alone
-            from hallmark.supervised import train_classifier
-
-            classifier, _ = with_head(model, attacker_data, trainer=trainer, generator=generator)
-            train_classifier(
-                classifier,
+            retrain(
+                model,
                 attacker_data,
-                trained=classifier.parameters(),
                 epochs=self.retrain_epochs,
-                lr=self.lr,
                 batch=self.batch,
-                weight_decay=0.0,
+                training=Training(lr=self.lr, weight_decay=0.0),
                 trainer=trainer,
-                seed=generator.initial_seed(),
+                generator=generator,
                 after_step=lambda: _apply(masks),
             )
         return model.eval()
 
 
-def prune(model: nn.Module, fraction: float, scope: str) -> list[tuple[nn.Parameter, Tensor]]:
-    """Zero the smallest weights of a model in place.
+def prune(
+    model: nn.Module,
+    fraction: float,
+    scope: str,
+    *,
+    order: str = "ascending",
+    layers: Collection[str] = (),
+    generator: torch.Generator | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Zero weights of a model in place.
 
     Args:
         model: Any model; convolution and linear weights are pruned, biases and normalisation are not.
         fraction: Share to remove, 0 … 1.
         scope: ``global`` or ``layer``.
+        order: ``ascending`` or ``descending`` in magnitude, or ``random``.
+        layers: Names of the layers whose weights are pruned; all if empty.
+        generator: Draws the random order.
 
     Returns:
         Each pruned weight with its mask (1 kept, 0 removed).
+
+    Raises:
+        ConfigError: The model has no layer of such a name; the message lists those it has.
     """
-    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    if scope == "global":
-        flat = torch.cat([w.detach().abs().flatten() for w in weights])
-        kept = torch.split(_largest(flat, fraction), [w.numel() for w in weights])
-    else:
-        kept = tuple(_largest(w.detach().abs().flatten(), fraction) for w in weights)
-    masks = [(w, mask.view(w.shape)) for w, mask in zip(weights, kept, strict=True)]
+    chosen = {find_layer(model, name) for name in layers} or set(weight_layers(model).values())
+    weights = [layer.weight for layer in weight_layers(model).values() if layer in chosen]
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    masks = []
+    for group in groups:
+        magnitudes = torch.cat([weight.detach().abs().flatten() for weight in group])
+        kept = torch.split(_kept(magnitudes, fraction, order, generator), [weight.numel() for weight in group])
+        masks += [(weight, mask.view(weight.shape)) for weight, mask in zip(group, kept, strict=True)]
     _apply(masks)
     return masks
 
 
-def _largest(magnitudes: Tensor, fraction: float) -> Tensor:
-    """1 for all but the smallest ``fraction`` of the entries, 0 for those; exact in number even among equals.
+def _kept(magnitudes: Tensor, fraction: float, order: str, generator: torch.Generator | None) -> Tensor:
+    """0 for the first ``fraction`` of the entries in an order, 1 for the rest; exact in number even among equals.
 
     torch.nn.utils.prune does the same, but not on channels-last weights, whose memory is not contiguous.
     """
+    if order == "random":
+        ranked = torch.randperm(len(magnitudes), generator=generator)
+    else:
+        ranked = magnitudes.argsort(descending=order == "descending")
     mask = torch.ones_like(magnitudes)
-    mask[magnitudes.argsort()[: round(fraction * len(magnitudes))]] = 0
+    mask[ranked[: round(fraction * len(magnitudes))]] = 0
     return mask
 
 
-def _apply(masks: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _apply(masks: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for weight, mask in masks:
             weight.mul_(mask.to(weight.device))

@@ -22,12 +22,27 @@ class Attack(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     """Raised when the same settings give other results than before."""
-    hosts: ClassVar[frozenset[HostKind]]
     access: ClassVar[Access]
-    """What the attacker needs to see of the victim."""
-    knows: ClassVar[frozenset[str]] = frozenset()
-    """What the attacker knows beyond the victim: any of ``scheme``, ``layer``, ``data``."""
-    needs_labels: ClassVar[bool] = False
+    """What the attacker needs to see of the victim; see :meth:`access_for`."""
+
+    @property
+    @abstractmethod
+    def hosts(self) -> frozenset[HostKind]:
+        """Kinds of victim it works on.  Like the next two a class attribute, unless the settings decide."""
+
+    @property
+    def knows(self) -> frozenset[str]:
+        """What the attacker knows beyond the victim: any of ``scheme``, ``layer``, ``data``."""
+        return frozenset()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it needs the labels of the attacker's images; they are withheld otherwise."""
+        return False
+
+    def access_for(self, kind: HostKind) -> Access:
+        """What the attacker needs to see of a victim of a kind: :attr:`access`, unless the kind decides."""
+        return self.access
 
     @property
     @abstractmethod

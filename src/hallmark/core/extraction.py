@@ -36,9 +36,7 @@ def extract_all(scheme: Scheme, suspects: Sequence[Suspect], keys: Sequence[Key]
         scheme.require_access(suspect)
     asked = [s for s in suspects if s.access is not Access.WEIGHTS] if isinstance(scheme, QueryScheme) else []
     answered = iter(_ask(scheme, asked, keys) if isinstance(scheme, QueryScheme) and asked else [])
-    return [
-        next(answered) if suspect in asked else [scheme.extract(suspect, key) for key in keys] for suspect in suspects
-    ]
+    return [next(answered) if suspect in asked else scheme.extract_many(suspect, keys) for suspect in suspects]
 
 
 def _ask(scheme: QueryScheme, suspects: Sequence[Suspect], keys: Sequence[Key]) -> list[list[Evidence]]:

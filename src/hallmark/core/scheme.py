@@ -1,7 +1,7 @@
 """The interface of a watermarking scheme."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -59,7 +59,7 @@ class Scheme(ABC):
     """Whether embedding needs labels; a scheme that does not is handed data without them."""
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
-    None where only the rank among decoy keys is exact."""
+    None where only the rank among decoy keys is exact.  A property where the settings decide."""
 
     def check(self, image_size: int, images: int) -> None:  # noqa: B027 - most schemes have nothing to refuse
         """Refuse, before anything runs, an experiment that this scheme's settings do not fit.
@@ -70,6 +70,16 @@ class Scheme(ABC):
 
         Raises:
             ConfigError: The settings do not fit; the default has none that could.
+        """
+
+    def check_host(self, host: nn.Module) -> None:  # noqa: B027
+        """Refuse, before anything runs, a host that this scheme's settings do not fit.
+
+        Args:
+            host: An untrained host on torch's meta device: it has shapes and names, but no weights.
+
+        Raises:
+            ConfigError: The settings do not fit, e.g. name a layer that is not there; the default looks at nothing.
         """
 
     @abstractmethod
@@ -109,6 +119,18 @@ class Scheme(ABC):
         Raises:
             AccessError: The scheme's mark cannot be seen at this level.
         """
+
+    def extract_many(self, suspect: Suspect, keys: Sequence[Key]) -> list[Evidence]:
+        """The evidence of many keys; a scheme overrides it to look at the suspect once for all of them."""
+        return [self.extract(suspect, key) for key in keys]
+
+    def reads(self, model: nn.Module, key: Key) -> Collection[str]:
+        """Names of the weights of a model that extraction with a key reads, for schemes seen at WEIGHTS access."""
+        return ()
+
+    def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
+        """Further figures that the scheme's paper reports of a suspect, by metric; they decide nothing."""
+        return {}
 
     def require_access(self, suspect: Suspect) -> None:
         """Raise AccessError unless the mark can be seen at the suspect's access level."""

@@ -35,6 +35,8 @@ class Task(ABC):
     version: ClassVar[int] = 1
     """Raised when the same settings give other results than before."""
     hosts: ClassVar[frozenset[HostKind]]
+    native: ClassVar[bool] = False
+    """Whether the host is measured on its own data set as it is; no downstream set and no downstream model then."""
 
     @abstractmethod
     def transfer(

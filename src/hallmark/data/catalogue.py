@@ -40,10 +40,10 @@ def load(
             central square, others are square or nearly so.
         limit: Keep at most so many images, spread over the classes as evenly as possible.  Only these are read.
         seed: Seed of the limit's draw.  Of two limits with one seed the larger keeps all that the smaller keeps.
-        download: Let torchvision download a set that is not there; ``cifar100_test8k`` counts as there.
+        download: Let torchvision download a set that is not there.
 
     Returns:
-        The images.  Their name is that of the source, which for ``cifar100`` may be ``cifar100_test8k``.
+        The images.
 
     Raises:
         ConfigError: If there is no such name or split, or size or limit is below 1.

@@ -59,7 +59,7 @@ _FROM_FILES = (
         size=32,
         files=tuple(f"cifar-100-python/{file}" for file in ("train", "test", "meta")),
         downloadable=True,
-        description="CIFAR-100: 50,000 training and 10,000 test photographs; cifar100_test8k where only that is there",
+        description="CIFAR-100: 50,000 training and 10,000 test photographs",
     ),
     Source(
         name="cifar100_test8k",
@@ -125,7 +125,6 @@ NAMES = tuple(_BY_NAME)
 def find_source(name: str, root: Path | None = None) -> Source:
     """Return the source that ``name`` stands for.
 
-    ``cifar100`` stands for ``cifar100_test8k`` where the root holds that one and not the whole set.
     ``imagefolder:<folder>`` is a folder below the root with ``train/<class>/`` and ``val/<class>/``.
 
     Args:
@@ -140,10 +139,6 @@ def find_source(name: str, root: Path | None = None) -> Source:
         return _image_folder(name, root)
     if name not in _BY_NAME:
         raise ConfigError(allowed(name, (*NAMES, f"{IMAGE_FOLDER}<folder>"), "data set"))
-    if name == "cifar100" and root is not None and not (root / "cifar-100-python").is_dir():
-        part = _BY_NAME["cifar100_test8k"]
-        if (root / part.files[0]).is_file():
-            return part
     return _BY_NAME[name]
 
 
@@ -178,11 +173,13 @@ def require_root(name: str, root: Path | None) -> Path:
 
 def not_found(source: Source, root: Path) -> DataError:
     """Return the error that says that ``source`` is not under ``root`` and what to do."""
-    download = ", or pass download=true" if source.downloadable else ""
-    return DataError(
-        f"data set {source.name!r} not found under {str(root)!r}; "
-        f"set HALLMARK_DATA or data_root to its folder{download}"
-    )
+    remedy = "set HALLMARK_DATA or data_root to its folder"
+    if source.downloadable:
+        remedy += ", or pass download=true"
+    part = _BY_NAME.get(f"{source.name}_test8k")
+    if part and all((root / file).is_file() for file in part.files):
+        remedy += f"; {part.name!r} is there ({part.description})"
+    return DataError(f"data set {source.name!r} not found under {str(root)!r}; {remedy}")
 
 
 def _image_folder(name: str, root: Path | None) -> Source:

@@ -23,7 +23,11 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head(encoder.num_features, classes, hidden)
         self.classes = classes
-        self.hidden = tuple(hidden)
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of the head's hidden layers."""
+        return tuple(layer.out_features for layer in self.head if isinstance(layer, nn.Linear))[:-1]
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Encoders by name: images in [0, 1] to features, normalisation included."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.wide_resnet import CodeWideResNet, WideResNet
+from hallmark.models.widths import layer_widths, set_widths
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -68,6 +70,8 @@ BACKBONES: Mapping[str, tuple[Callable[[int], nn.Module], int]] = {
     "resnet18": (_cifar_resnet("resnet18"), 64),
     "resnet34": (_cifar_resnet("resnet34"), 64),
     "resnet50": (_cifar_resnet("resnet50"), 64),
+    "wrn10": (WideResNet, 4),
+    "wrn10_code": (CodeWideResNet, 4),
 }
 """Name to (builder by width, default width)."""
 
@@ -80,9 +84,10 @@ class Encoder(nn.Module):
         width: Base width, or None for the backbone's own.
         mean: Channel means in [0, 1].
         std: Channel standard deviations.
+        widths: Input and output channels of the backbone's layers that have other ones than usual, by name.
 
     Raises:
-        ConfigError: The backbone is unknown, or its width cannot be set.
+        ConfigError: The backbone is unknown, its width cannot be set, or it has no layer of a name in ``widths``.
     """
 
     def __init__(
@@ -91,13 +96,24 @@ class Encoder(nn.Module):
         width: int | None = None,
         mean: tuple[float, ...] = CIFAR_MEAN,
         std: tuple[float, ...] = CIFAR_STD,
+        widths: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.spec: dict[str, Any] = {"backbone": backbone, "width": width, "mean": list(mean), "std": list(std)}
+        self._named: dict[str, Any] = {"backbone": backbone, "width": width, "mean": list(mean), "std": list(std)}
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.backbone = _build_backbone(backbone, width).to(memory_format=torch.channels_last)
+        network = _build_backbone(backbone, width)
+        self._usual = layer_widths(network)
+        set_widths(network, widths or {})
+        self.backbone = network.to(memory_format=torch.channels_last)
         self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON to rebuild the architecture; ``widths`` only if a layer has other than its usual ones."""
+        now = layer_widths(self.backbone)
+        changed = {name: list(widths) for name, widths in now.items() if self._usual.get(name, widths) != widths}
+        return {**self._named, "widths": changed} if changed else dict(self._named)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(B, D)`` of images ``(B, 3, H, W)`` in [0, 1]."""

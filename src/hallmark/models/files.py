@@ -32,7 +32,8 @@ def build(description: dict[str, Any]) -> nn.Module:
     fields = dict(description)
     kind = fields.pop("kind", None)
     if kind == "encoder":
-        return Encoder(fields["backbone"], fields["width"], tuple(fields["mean"]), tuple(fields["std"]))
+        mean, std = tuple(fields["mean"]), tuple(fields["std"])
+        return Encoder(fields["backbone"], fields["width"], mean, std, fields.get("widths"))
     if kind == "classifier":
         encoder = build({"kind": "encoder", **fields["encoder"]})
         return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]

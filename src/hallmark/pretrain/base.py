@@ -63,6 +63,11 @@ class ContrastiveModule(pl.LightningModule):
         self.optimisation = optimisation
         self.batch = batch
 
+    @property
+    def hot(self) -> tuple[nn.Module, ...]:
+        """What torch.compile is worth its while for."""
+        return tuple(child for child in self.children() if isinstance(child, Encoder))
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Tensor:
         """Draw the views on the device, outside autocast: resampling in bfloat16 would cost the images bits."""
         with torch.no_grad():

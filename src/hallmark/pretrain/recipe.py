@@ -1,17 +1,25 @@
 """How a host is pretrained: plain numbers, no library."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from hallmark.components import build
+from hallmark.core.access import HostKind
 from hallmark.data.augment import ViewRecipe
 from hallmark.errors import ConfigError, allowed
+from hallmark.optimisation import Training
 
-METHODS = {
+CONTRASTIVE = {
     "simclr": frozenset({"temperature", "hidden", "projection"}),
     "moco_v2": frozenset({"temperature", "queue", "momentum", "hidden", "projection"}),
     "byol": frozenset({"momentum", "hidden", "projection"}),
 }
-"""Methods with the options that each needs."""
+"""Contrastive methods with the options that each needs."""
+SUPERVISED = "supervised"
+METHODS = (*CONTRASTIVE, SUPERVISED)
+CROP_AND_FLIP = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), jitter=0.0, grey=0.0)
+"""What stands for pad-and-crop with flips, the usual augmentation of CIFAR classifiers."""
 OPTIMISERS = ("adamw", "sgd", "lars")
 
 
@@ -70,15 +78,59 @@ class Recipe:
     optimisation: Optimisation = field(default_factory=Optimisation)
     first_view: ViewRecipe = field(default_factory=ViewRecipe)
     second_view: ViewRecipe = field(default_factory=ViewRecipe)
+    host_kind: ClassVar[HostKind] = HostKind.ENCODER
+    passes: ClassVar[int] = 7
+    """Images through the network for one image of the data, a backward pass counting double, for estimates."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in CONTRASTIVE:
             raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
-        if set(self.options) != METHODS[self.method]:
-            needed = ", ".join(sorted(METHODS[self.method]))
+        if set(self.options) != CONTRASTIVE[self.method]:
+            needed = ", ".join(sorted(CONTRASTIVE[self.method]))
             given = ", ".join(sorted(self.options))
             raise ConfigError(f"{self.method} needs exactly the options {needed}; got {given}")
         if self.epochs < 1 or self.batch < 2:
             raise ConfigError(f"pretraining needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
         if self.options.get("queue", 0) % self.batch:
             raise ConfigError(f"the queue must be a multiple of the batch {self.batch}, got {self.options['queue']}")
+
+
+@dataclass(frozen=True)
+class SupervisedRecipe:
+    """Training a classifier with labels, as Uchida 2017 and most watermarks of classifiers assume.
+
+    Args:
+        epochs: Passes over the owner's images.
+        batch: Effective batch over all devices.
+        training: Optimiser and schedule.
+        view: Augmentation.
+        method: ``supervised``.
+    """
+
+    epochs: int
+    batch: int
+    training: Training = field(default_factory=Training)
+    view: ViewRecipe = CROP_AND_FLIP
+    method: str = SUPERVISED
+    host_kind: ClassVar[HostKind] = HostKind.CLASSIFIER
+    passes: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.method != SUPERVISED:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+        if self.epochs < 1 or self.batch < 2:
+            raise ConfigError(f"training needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
+
+
+AnyRecipe = Recipe | SupervisedRecipe
+
+
+def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
+    """The recipe that a configuration's ``method`` asks for.
+
+    Raises:
+        ConfigError: The method is unknown, or a field is unknown, missing or of the wrong type.
+    """
+    if config.get("method") == SUPERVISED:
+        return build(SupervisedRecipe, config, where)
+    return build(Recipe, config, where)

@@ -13,13 +13,13 @@ import pandas as pd
 from hallmark.errors import DataError
 from hallmark.report.rows import IDENTITY
 
-SETTING = ("experiment", "scheme", "host", "dataset", "scale")
+SETTING = ("experiment", "scheme", "variant", "host", "dataset", "scale")
 MODEL = (*SETTING, "pretrain", "downstream", "task")
 ATTACK = ("attack", "unit", "strength")
 CONTROLS = ("original", "innocent", "wrong_key", "attacked_innocent")
 """The suspects that do not bear the owner's mark, or are not asked for it with the owner's key."""
 LEAST_ACCESS = ("labels", "images", "logits", "features", "weights_aligned", "weights")
-VERDICT = ("p_value", "p_min", "detected", "wsr", "foreign_flip")
+VERDICT = ("p_value", "p_min", "detected", "wsr", "ber", "embed_loss", "foreign_flip")
 TOLERANCE = 0.05
 """The loss of accuracy up to which an attacked model is still worth having, where an experiment declares none."""
 OUTCOMES = ("kept", "removed", "ruined", "absent", "unknown")
@@ -83,13 +83,16 @@ def paired(rows: pd.DataFrame, column: str, left: str, right: str) -> pd.DataFra
         The left rows that have a partner, with ``left``, ``right`` and ``difference`` (left − right, rounded to nine
         places, so that 0.90 − 0.85 is 0.05).
     """
-    keys = [c for c in IDENTITY if c not in {column, "scheme"}]
+    mark = [c for c in ("scheme", "variant") if c != column]
+    keys = [c for c in IDENTITY if c not in {column, *mark}]
     lefts = rows[rows[column] == left]
-    rights = rows[rows[column] == right][[*keys, "scheme", "value"]].rename(columns={"value": "right"})
-    same = lefts.merge(rights, on=[*keys, "scheme"])
-    rest = lefts.merge(rights[["scheme", *keys]], how="left", on=[*keys, "scheme"], indicator=True)
+    rights = rows[rows[column] == right][[*keys, *mark, "value"]].rename(columns={"value": "right"})
+    same = lefts.merge(rights, on=[*keys, *mark])
+    rest = lefts.merge(rights[[*mark, *keys]], how="left", on=[*keys, *mark], indicator=True)
     rest = rest[rest["_merge"] == "left_only"].drop(columns="_merge")
-    unmarked = rest.merge(rights[rights["scheme"] == "none"].drop(columns="scheme"), on=keys)
+    unmarked = rest.iloc[:0].assign(right=[])
+    if "scheme" in mark:
+        unmarked = rest.merge(rights[rights["scheme"] == "none"].drop(columns=mark), on=keys)
     pairs = pd.concat([part for part in (same, unmarked) if len(part)] or [same], ignore_index=True)
     pairs = pairs.rename(columns={"value": "left"})
     return pairs.assign(difference=(pairs["left"] - pairs["right"]).round(9))
@@ -127,9 +130,9 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     """
     marked = rows[rows["suspect"] == "marked"]
     model = [*MODEL, "seed"]
-    verdict = _wide(marked, ("p_value", "p_min", "detected", "wsr"), [*model, *ATTACK, "access"])
+    verdict = _wide(marked, ("p_value", "p_min", "detected", "wsr", "ber"), [*model, *ATTACK, "access"])
     before = verdict[verdict["attack"] == "none"].drop(columns=[*ATTACK, "p_min"])
-    before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", "wsr")})
+    before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", "wsr", "ber")})
     frame = verdict[verdict["attack"] != "none"].merge(before, on=[*model, "access"], how="left")
     frame = frame.merge(_losses(marked), on=[*model, *ATTACK], how="left")
     frame = frame.assign(seconds=_seconds(frame, marked), tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
@@ -190,7 +193,7 @@ def _losses(marked: pd.DataFrame) -> pd.DataFrame:
     own["loss"] = (own["accuracy_before"] - own["accuracy"]).round(9)
     encoder = [key for key in keys if key not in ("downstream", "task")]
     numbers = ["accuracy", "accuracy_before", "loss"]
-    mean = own[own["downstream"] != ""].groupby(encoder)[numbers].mean().reset_index()
+    mean = own[own["task"] != ""].groupby(encoder)[numbers].mean().reset_index()
     return pd.concat([own, mean.assign(downstream="", task="")]).drop_duplicates(keys)
 
 

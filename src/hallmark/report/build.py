@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import analysis, contents, features, figures, page, rows, summary, tables
+from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, tables
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 
@@ -114,7 +114,9 @@ def _paper(expected: Expected, runs: pd.DataFrame, points: pd.DataFrame) -> page
             derived = pd.concat([mine, analysis.removals(mine)], ignore_index=True)
             findings += [judge(claim, derived, scale) for claim in expected.claims]
         name = f"{expected.paper}_{scale}"
-        drawn = (make(mine, f"{name}_{kind}") for kind, make in TABLES.items())
+        drawn = [make(mine, f"{name}_{kind}") for kind, make in TABLES.items()]
+        if scale in JUDGED:
+            drawn.insert(1, against.table(expected.numbers, mine, f"{name}_against_paper"))
         here = points[(points["paper"] == expected.paper) & (points["scale"] == scale)]
         sections.append(
             page.Section(

@@ -36,20 +36,23 @@ def verdict(rows: pd.DataFrame, name: str) -> Table:
     seen = analysis.verdicts(rows)
     seen = seen[(seen["attack"] == "none") | (seen["suspect"] == "attacked_innocent")]
     seen = seen.assign(host=analysis.architecture(seen))
-    keys = [*(key for key in MODEL if key != "scheme"), "access", "suspect", *ATTACK, "scheme"]
+    own = ("scheme", "variant")
+    keys = [*(key for key in MODEL if key not in own), "access", "suspect", *ATTACK, *own]
     frame = _verdict_numbers(seen, keys)
     columns = [
         Column("p-value", "p_highest", _p_range),
         Column("smallest p", "p_attainable", lambda r: p_text(r["p_attainable"])),
         Column("detected", "detected", _yes_no),
         Column("WSR / %", "wsr_mean", _wsr),
+        Column("BER / %", "ber_mean", lambda r: mean_sd(r, "ber")),
+        Column("loss per bit", "embed_loss_mean", lambda r: plain(r["embed_loss_mean"], ".3g")),
         Column("foreign flips / %", "foreign_flip_mean", lambda r: mean_sd(r, "foreign_flip")),
         Column("models", "models"),
     ]
     note = (
         "p-values are given as lowest … highest over seeds. Smallest p is what the test can attain at best; a mark "
         "cannot be found where it lies above alpha. WSR is the share of triggered queries that flip into the modal "
-        "answer."
+        "answer, BER the share of wrong bits."
     )
     return _table(name, "Verdicts: who is accused, and how surely", note, frame, keys, columns)
 
@@ -74,8 +77,9 @@ def false_positives(rows: pd.DataFrame, name: str) -> Table:
         Column("verdict", "verdict"),
     )
     note = (
-        "Share of null trials with p ≤ alpha, the level fixed for this measurement, with its Clopper–Pearson interval. "
-        "“above alpha”: the whole interval lies above the nominal rate."
+        "Share of null trials with p ≤ alpha, the level fixed for this measurement, with its interval; where keys are "
+        "ranked, each suspect model counts as one cluster of trials (Korn and Graubard 1998). “above alpha”: the "
+        "whole interval lies above the nominal rate."
     )
     return _table(name, "False positive rate: measured against nominal", note, frame, keys, columns)
 
@@ -137,7 +141,7 @@ def _table(
 
 def _verdict_numbers(seen: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """p-values, verdicts and success rates of all lines that ``keys`` leave together."""
-    frame = over_seeds(seen, keys, ("wsr", "foreign_flip"))
+    frame = over_seeds(seen, keys, ("wsr", "ber", "embed_loss", "foreign_flip"))
     groups = seen.groupby(list(keys), sort=False)
     totals = groups.agg(
         p_lowest=("p_value", "min"),
@@ -155,7 +159,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
     done = analysis.attacks(rows)
     flags = {f"is_{outcome}": done["outcome"] == outcome for outcome in analysis.OUTCOMES}
     done = done.assign(**flags)
-    frame = over_seeds(done, keys, ("accuracy", "loss", "wsr", "seconds"))
+    frame = over_seeds(done, keys, ("accuracy", "loss", "wsr", "ber", "seconds"))
     groups = done.groupby(list(keys), sort=False)
     totals = groups.agg(
         p_median=("p_value", "median"),
@@ -169,6 +173,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
         Column("accuracy / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
         Column("lost / points", "loss_mean", lambda r: mean_sd(r, "loss")),
         Column("WSR / %", "wsr_mean", lambda r: mean_sd(r, "wsr")),
+        Column("BER / %", "ber_mean", lambda r: mean_sd(r, "ber")),
         Column("p-value", "p_median", lambda r: p_text(r["p_median"])),
         Column("detected", "detected", _yes_no),
         Column("mark", "removed", _outcomes),

@@ -15,6 +15,14 @@ Beside title, citation and deviations the file lists the paper's claims, each wi
           all: ">= -0.02"                      # a number, or what the experiment declared: alpha, fpr_alpha, tolerance
           cover: {pretrain: 3}                 # at least so many different values
           require: {pretrain: [simclr, byol]}  # all of these values
+
+and, where the paper's tables are known, their numbers, to be laid beside ours::
+
+    - source: Table 5
+      metric: embed_loss                       # of runs.csv
+      where: {experiment: uchida/table5}       # column: value or list of values
+      by: variant                              # the column that tells the numbers apart
+      paper: {direct: 0.124, diff: 0.062}
 """
 
 from __future__ import annotations
@@ -28,6 +36,7 @@ from typing import Any
 import yaml
 
 from hallmark.errors import DataError, allowed
+from hallmark.report.against import Numbers
 from hallmark.report.claims import DECLARED, OPERATORS, Check, Claim, Limit
 from hallmark.report.rows import IDENTITY, METRICS, VOCABULARY
 
@@ -45,6 +54,7 @@ class Expected:
         command: What reproduces an experiment, with ``{experiment}`` and ``{scale}`` to fill in.
         deviations: What is ours and not the paper's.
         claims: Its claims, and our own controls.
+        numbers: What its tables print.
     """
 
     paper: str
@@ -53,6 +63,7 @@ class Expected:
     command: str = "hallmark experiment={experiment} scale={scale}"
     deviations: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    numbers: tuple[Numbers, ...] = ()
 
 
 def load(path: Path) -> Expected:
@@ -68,7 +79,9 @@ def load(path: Path) -> Expected:
     try:
         fields = _fields(content, Expected, "file")
         claims = tuple(_claim(item) for item in fields.pop("claims", ()))
-        expected = Expected(**{**fields, "deviations": tuple(fields.get("deviations", ())), "claims": claims})
+        numbers = tuple(_numbers(item) for item in fields.pop("numbers", ()))
+        deviations = tuple(fields.pop("deviations", ()))
+        expected = Expected(**fields, deviations=deviations, claims=claims, numbers=numbers)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
@@ -113,6 +126,15 @@ def _check(content: object) -> Check:
     return Check(**{**fields, **parsed})
 
 
+def _numbers(content: object) -> Numbers:
+    fields = _fields(content, Numbers, "group of numbers")
+    _known(fields["metric"], METRICS, "metric")
+    _known(fields["by"], IDENTITY, "column")
+    where = {column: _values(column, values) for column, values in fields.get("where", {}).items()}
+    _values(fields["by"], list(fields["paper"]))
+    return Numbers(**{**fields, "where": where})
+
+
 def _values(column: str, values: object) -> tuple[Any, ...]:
     """The values of a column, checked against its vocabulary."""
     _known(column, IDENTITY, "column")
@@ -134,9 +156,14 @@ def _fields(content: object, kind: type, what: str) -> dict[str, Any]:
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
     for name in content:
         _known(name, tuple(names), f"entry of a {what}")
-    needed = (
-        {"paper", "title"} if kind is Expected else {"id", "claim", "tests"} if kind is Claim else {"metric", "all"}
-    )
-    for name in sorted(needed - set(content)):
+    for name in sorted(_NEEDED[kind] - set(content)):
         raise DataError(f"a {what} needs the entry {name!r}; this one has {', '.join(map(str, content))}")
     return dict(content)
+
+
+_NEEDED: Mapping[type, set[str]] = {
+    Expected: {"paper", "title"},
+    Claim: {"id", "claim", "tests"},
+    Check: {"metric", "all"},
+    Numbers: {"source", "metric", "by", "paper"},
+}

@@ -228,9 +228,10 @@ def _alpha_handles() -> list[Line2D]:
 
 def _series(frame: pd.DataFrame) -> list[str]:
     """What one line of a plot is called: the algorithm, and what else differs within the frame."""
-    varying = [c for c in ("experiment", "scheme", "host", "dataset") if frame[c].nunique() > 1]
+    varying = [c for c in ("experiment", "scheme", "variant", "host", "dataset") if frame[c].nunique() > 1]
     names = (
-        " ".join([ALGORITHMS[record["pretrain"]], *(record[c] for c in varying)]) for record in frame.to_dict("records")
+        " ".join([ALGORITHMS.get(line["pretrain"], line["pretrain"]), *(line[c] for c in varying)])
+        for line in frame.to_dict("records")
     )
     return [name.strip() or "host" for name in names]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SUSPECTS = ("marked", "original", "innocent", "wrong_key", "attacked_innocent")
 ACCESS = ("weights", "weights_aligned", "features", "logits", "labels", "images")
 TASKS = ("linear_probe", "mlp_probe", "finetune", "knn", "classification", "restoration", "detection")
-PRETRAINS = ("simclr", "moco_v2", "byol")
+PRETRAINS = ("simclr", "moco_v2", "byol", "supervised")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "locked_accuracy", "unlocked_accuracy", "map", "tolerance"),
@@ -44,7 +45,10 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "scale": SCALES,
     "metric": METRICS,
 }
-"""The columns with a closed vocabulary, each in the order in which tables and figures show it."""
+"""The columns whose words are known, each in the order in which tables and figures show it."""
+OPEN = frozenset({"pretrain", "task"})
+"""Those of them that an extension may add lower-case words to."""
+_WORD = re.compile(r"[a-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +61,13 @@ class Row:
         paper: The paper the experiment belongs to, as its folder under ``experiments/`` is called.
         scheme: The watermark, or ``none`` for the unmarked twin.
         host: The host network.
-        pretrain: One of :data:`PRETRAINS`, or empty.
+        pretrain: How the host was trained, such as :data:`PRETRAINS`, or empty.
         dataset: What the host was trained on.
         downstream: What the downstream model was trained on, or empty.
         attack: The attack's verb, or ``none``.
         strength: The attack's strength in ``unit``; 0 where nothing was done.
         unit: Unit and variant of the strength, e.g. ``epochs all``.
-        task: One of :data:`TASKS`, or empty.
+        task: What it is used for, such as :data:`TASKS`, or empty.
         access: What the verifier could touch, one of :data:`ACCESS`, or empty where nothing was verified.
         suspect: One of :data:`SUSPECTS`, or empty for what holds for the whole experiment, such as ``alpha``.
         seed: The run's seed.
@@ -77,6 +81,7 @@ class Row:
         wall_s: Seconds the stage took.
         device: What it ran on.
         commit: Version of the code.
+        variant: The scheme's settings where an experiment compares several, or empty.
 
     Raises:
         DataError: If a value is outside its vocabulary, not finite, or not the kind of number its column holds.
@@ -107,11 +112,13 @@ class Row:
     wall_s: float | None = None
     device: str = ""
     commit: str = ""
+    variant: str = ""
 
     def __post_init__(self) -> None:
         for column, choices in VOCABULARY.items():
-            if getattr(self, column) not in choices:
-                raise DataError(allowed(getattr(self, column), choices, column))
+            word = getattr(self, column)
+            if word not in choices and not (column in OPEN and isinstance(word, str) and _WORD.fullmatch(word)):
+                raise DataError(allowed(word, choices, column))
         for column in COLUMNS:
             if column in NUMBERS:
                 number_text(getattr(self, column), column)

@@ -120,11 +120,14 @@ _MOMENTS = (("mean", "mean"), ("std", "sd"), ("count", "n"))
 
 
 def ordered(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The frame sorted by ``keys``, words with a vocabulary in its order."""
-    ranks = {column: {word: i for i, word in enumerate(words)} for column, words in VOCABULARY.items()}
-    return frame.sort_values(
-        list(keys), key=lambda s: s.map(ranks[s.name]) if s.name in ranks else s, ignore_index=True, kind="stable"
-    )
+    """The frame sorted by ``keys``, words with a vocabulary in its order, unknown ones behind."""
+
+    def rank(column: pd.Series) -> pd.Series:
+        words = VOCABULARY.get(str(column.name), ())
+        known = [*words, *sorted(set(column) - set(words))] if words else []
+        return column.map({word: i for i, word in enumerate(known)}) if words else column
+
+    return frame.sort_values(list(keys), key=rank, ignore_index=True, kind="stable")
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

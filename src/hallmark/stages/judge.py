@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hallmark import stats
+from hallmark.alignment import align
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, derive_seed, extract_all
+from hallmark.core.access import LEVELS
 from hallmark.core.scheme import Images
-from hallmark.errors import ConfigError
+from hallmark.errors import ConfigError, KeyFileError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.models.inference import Answering
@@ -42,6 +44,7 @@ def judge(
     config: Mapping[str, Any],
     *,
     purpose: str,
+    reference: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Verdicts on a subject at every access the scheme can use.
 
@@ -58,6 +61,8 @@ def judge(
         config: ``decoys``, ``trials``, ``alpha`` and ``seed``.
         purpose: What this subject is called; two subjects must not be judged by the same decoys and fresh keys, or the
             errors they show would not be independent.
+        reference: The owner's marked model; weights are then read once more after the suspect's channels were aligned
+            to it, at the access ``weights_aligned``.
 
     Returns:
         One judgement per (access, downstream) as plain JSON.
@@ -66,15 +71,40 @@ def judge(
     if not places:
         levels = ", ".join(sorted(scheme.access))
         raise ConfigError(f"scheme {scheme.name!r} is seen at {levels}, and nothing in this experiment grants that")
-    suspects = [suspect for _, suspect in places]
+    if reference is not None and Access.WEIGHTS in scheme.access:
+        place = {"access": "weights_aligned", "downstream": "", "task": ""}
+        aligned = align(subject, reference, unseen=scheme.reads(reference, key))
+        places.append((place, Suspect(aligned, kind_of(aligned), Access.WEIGHTS)))
     seed = derive_seed(config["seed"], "verify", key.commitment(), purpose)
     decoys = scheme.decoys(host, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
     fresh = scheme.decoys(host, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
-    found = extract_all(scheme, suspects, [key, *decoys, *fresh])
-    return [
-        _judgement(place, evidence, len(decoys), scheme.chance, config["alpha"])
-        for (place, _), evidence in zip(places, found, strict=True)
+    readable = [(place, suspect) for place, suspect in places if _readable(scheme, suspect, key)]
+    found = extract_all(scheme, [suspect for _, suspect in readable], [key, *decoys, *fresh])
+    judged = [
+        {
+            **_judgement(place, evidence, len(decoys), scheme.chance, config["alpha"]),
+            "figures": dict(scheme.figures(suspect, key)),
+        }
+        for (place, suspect), evidence in zip(readable, found, strict=True)
     ]
+    blank = [place for place, suspect in places if not any(suspect is seen for _, seen in readable)]
+    return [*judged, *(_unreadable(place) for place in blank)]
+
+
+def _readable(scheme: Scheme, suspect: Suspect, key: Key) -> bool:
+    """Whether the key fits the suspect: weights of another shape show no mark, and accuse nobody."""
+    if suspect.access is not Access.WEIGHTS:
+        return True
+    try:
+        scheme.extract(suspect, key)
+    except KeyFileError:
+        return False
+    return True
+
+
+def _unreadable(place: dict[str, str]) -> dict[str, Any]:
+    nothing = {"statistic": 0.0, "p_value": 1.0, "p_min": 1.0, "detected": False, "matches": None, "trials": None}
+    return {**place, **nothing, "foreign": [0, 0], "null_p": [], "figures": {}}
 
 
 def kind_of(model: nn.Module) -> HostKind:
@@ -88,19 +118,24 @@ def _places(
     trunk = SharedTrunk(subject)
     places = []
     kind = kind_of(subject)
-    if Access.WEIGHTS in scheme.access:  # weights are read as they are, whatever the queries run under
-        places.append(({"access": "weights", "downstream": "", "task": ""}, Suspect(subject, kind, Access.WEIGHTS)))
-    if Access.FEATURES in scheme.access and kind is HostKind.ENCODER:
-        suspect = Suspect(trunk, kind, Access.FEATURES, autocast=True)
-        places.append(({"access": "features", "downstream": "", "task": ""}, suspect))
+    for access in sorted(scheme.access & LEVELS[kind], key=list(Access).index):
+        # weights are read as they are, whatever the queries run under
+        model, queried = (subject, False) if access is Access.WEIGHTS else (trunk, True)
+        if access is not Access.FEATURES or kind is HostKind.ENCODER:
+            suspect = Suspect(model, kind, access, autocast=queried)
+            places.append(({"access": str(access), "downstream": "", "task": ""}, suspect))
     for role, model in downstream.items():
         name, _, task = role.rpartition("/")
+        answering = model
         if isinstance(model, Classifier):
             base = trunk if model.encoder is subject else SharedTrunk(model.encoder)
-            model = nn.Sequential(base, model.head)
-        for access in (Access.LOGITS, Access.LABELS):
-            if access in scheme.access:
-                suspect = Suspect(model, HostKind.CLASSIFIER, access, autocast=True)
+            answering = nn.Sequential(base, model.head)
+        for access in (Access.WEIGHTS, Access.LOGITS, Access.LABELS):
+            # a frozen encoder's weights were read above; a fine-tuned model's are its own
+            own = access is not Access.WEIGHTS or not (isinstance(model, Classifier) and model.encoder is subject)
+            if access in scheme.access and own:
+                queried = access is not Access.WEIGHTS
+                suspect = Suspect(answering if queried else model, HostKind.CLASSIFIER, access, autocast=queried)
                 places.append(({"access": str(access), "downstream": name, "task": task}, suspect))
     return places
 

@@ -1,77 +1,38 @@
 """From a composed configuration to the graph of one experiment."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import torch
+from torch import nn
+
 from hallmark.components import build, identify, instantiate
 from hallmark.core import Access, Attack, HostKind, Scheme, Task
-from hallmark.core.access import LEVELS
-from hallmark.errors import ConfigError, allowed
-from hallmark.pretrain.recipe import METHODS, HostRecipe, Recipe
-from hallmark.stages.graph import Stage, in_order
+from hallmark.errors import ConfigError
+from hallmark.models.classifier import Classifier
+from hallmark.models.encoders import Encoder
+from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, build_recipe
+from hallmark.stages.checks import check_distinct, check_experiment, check_hosts
+from hallmark.stages.experiment import Experiment, Mark, Subject
+from hallmark.stages.graph import Stage
+from hallmark.stages.inputs import (
+    Config,
+    attack_settings,
+    concerns,
+    downstream_data,
+    embedding_data,
+    host_data,
+    len_of,
+    native_data,
+    source_name,
+    strengths,
+    variants,
+)
 from hallmark.training_settings import TrainerSettings
 
-Config = Mapping[str, Any]
 Fingerprint = Callable[[str], str]
-
-DOWNSTREAM_ACCESS = (Access.LOGITS, Access.LABELS)
-"""What an owner may see of a model somebody built on the encoder; the encoder itself is judged at FEATURES."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model under the microscope, with everything its result rows say about it.
-
-    Args:
-        stage: Makes the encoder.
-        mark: The embed stage whose key it is judged by.
-        suspect: ``marked``, ``original``, ``innocent`` or ``attacked_innocent``.
-        pretrain: Algorithm of the marked encoder it is compared with.
-        host: Architecture, and for innocents how they came about.
-        attack: Verb, or ``none``.
-        strength: In ``unit``; 0 where nothing was done.
-        unit: What the strength counts.
-        transfers: Downstream models by (data set, task).
-        verify: Judges it.
-    """
-
-    stage: Stage
-    mark: Stage
-    suspect: str
-    pretrain: str
-    host: str
-    attack: str
-    strength: float
-    unit: str
-    transfers: Mapping[tuple[str, str], Stage]
-    verify: Stage
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment at one seed and scale.
-
-    Args:
-        config: The resolved configuration.
-        scheme: Name of the scheme.
-        subjects: The models it looks at.
-    """
-
-    config: Config
-    scheme: str
-    subjects: tuple[Subject, ...]
-
-    @property
-    def dataset(self) -> str:
-        """What the hosts are pretrained on, by the name that rows carry."""
-        return source_name(self.config, self.config["data"]["name"])
-
-    @property
-    def stages(self) -> list[Stage]:
-        """Every stage, inputs first."""
-        return in_order(stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify))
 
 
 def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
@@ -84,7 +45,11 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     Raises:
         ConfigError: A component is unknown or mistyped, or a pair makes no sense.
     """
-    return _Planner(config, fingerprint).experiment()
+    planner = _Planner(config, fingerprint)
+    check_experiment(config, planner.marks, planner.kind, planner.blank)
+    subjects = tuple(planner.subjects())
+    check_distinct(subjects)
+    return Experiment(config, subjects)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -93,65 +58,66 @@ class _Planner:
     fingerprint: Fingerprint
 
     @cached_property
-    def scheme(self) -> Scheme:
-        """The scheme, checked against the host."""
-        scheme = instantiate(self.config["scheme"], "scheme")
-        _require(scheme, Scheme, "scheme")
-        _check_scheme(scheme, HostKind.ENCODER)
-        return scheme  # type: ignore[no-any-return]
+    def marks(self) -> list[Mark]:
+        """The schemes that are compared."""
+        marks = []
+        for label, settings in variants(self.config).items():
+            scheme = instantiate(settings, f"variants.{label}" if label else "scheme", Scheme)
+            marks.append(Mark(scheme, "" if label == scheme.name else label))
+        return marks
 
-    def experiment(self) -> Experiment:
+    @cached_property
+    def recipes(self) -> dict[str, AnyRecipe]:
+        """How hosts are trained, by name."""
         if not self.config["pretrains"]:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
-        self._check()
-        subjects = tuple(self._subjects())
-        _check_distinct(subjects)
-        return Experiment(self.config, self.scheme.name, subjects)
+        return {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
 
-    def _check(self) -> None:
-        """Refuse now what would fail, or could never succeed, after hours."""
-        config, calibration = self.config, self.config["calibration"]
-        if not config["downstreams"] or not config["tasks"]:
-            raise ConfigError("the experiment names no downstream set or no task; add e.g. +task@tasks.knn=knn")
-        for name in config["attacked_tasks"]:
-            if name not in config["tasks"]:
-                raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
-        for name in calibration["extra_seeds"]:
-            if name not in METHODS:
-                raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
-        attainable = 1 / (calibration["decoys"] + 1)
-        if self.scheme.chance is None and attainable > config["alpha"] * (1 + 1e-9):
-            raise ConfigError(
-                f"with calibration.decoys={calibration['decoys']} no p-value can fall below {attainable:.3g}, so "
-                f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
-            )
-        self.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
+    @cached_property
+    def kind(self) -> HostKind:
+        """What the hosts are."""
+        kinds = {recipe.host_kind for recipe in self.recipes.values()}
+        if len(kinds) > 1:
+            raise ConfigError(f"pretrains {', '.join(self.recipes)} make hosts of different kinds; use two experiments")
+        return kinds.pop()
 
-    def _subjects(self) -> Iterator[Subject]:
+    def blank(self) -> nn.Module:
+        """An untrained host whose weights take no memory."""
+        host = build(HostRecipe, self.config["host"], "host")
+        with torch.device("meta"):
+            encoder = Encoder(host.backbone, host.width)
+            return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
+
+    def subjects(self) -> Iterator[Subject]:
+        """Marked, original, innocent and attacked models, in the order in which they run."""
         seed, calibration = self.config["seed"], self.config["calibration"]
-        originals = {name: self._pretrain(name, seed) for name in self.config["pretrains"]}
+        originals = {name: self._pretrain(name, seed) for name in self.recipes}
         for name, original in originals.items():
-            mark = self._embed(original, name)
-            shared = {"mark": mark, "pretrain": name}
-            yield self._subject(mark, "marked", **shared)
-            yield self._subject(original, "original", **shared)
-            for other, stage in originals.items():
-                if other != name:
-                    yield self._subject(stage, "innocent", host=f"{other} seed {seed}", **shared)
-            for extra in range(calibration["extra_seeds"].get(name, 0)):
-                stranger = self._pretrain(name, seed + 1000 + extra)
-                yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
-            for attack, group in self.config["attacks"].items():
-                strengths = _strengths(group)
-                for strength in strengths:
-                    yield self._attacked(mark, "marked", attack, strength, **shared)
-                yield self._attacked(original, "attacked_innocent", attack, max(strengths), **shared)
+            for mark in self.marks:
+                embed = self._embed(original, mark)
+                shared: dict[str, Any] = {"embed": embed, "mark": mark, "pretrain": name}
+                yield self._subject(embed, "marked", **shared)
+                yield self._subject(original, "original", **shared)
+                for other, stage in originals.items():
+                    if other != name:
+                        yield self._subject(stage, "innocent", host=f"{other} seed {seed}", **shared)
+                for extra in range(calibration["extra_seeds"].get(name, 0)):
+                    stranger = self._pretrain(name, seed + 1000 + extra)
+                    yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
+                for attack, group in self.config["attacks"].items():
+                    listed = strengths(group)
+                    if not concerns(group, mark.variant):
+                        continue
+                    for strength in listed:
+                        yield self._attacked(embed, "marked", attack, strength, **shared)
+                    yield self._attacked(original, "attacked_innocent", attack, max(listed), **shared)
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
         attack = self._attack(name, strength)
         settings = identify(attack)
         data = host_data(self.config, "attacker")
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
+        epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
         stage = Stage(
             "attack",
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
@@ -167,77 +133,100 @@ class _Planner:
         stage: Stage,
         suspect: str,
         *,
-        mark: Stage,
+        embed: Stage,
+        mark: Mark,
         pretrain: str,
         host: str = "",
         attack: str = "none",
         strength: float = 0.0,
         unit: str = "",
     ) -> Subject:
-        backbone = self.config["host"]["backbone"]
         light = attack != "none" or suspect == "innocent"
+        transfers = self._transfers(stage, self.config["attacked_tasks"] if light else list(self.config["tasks"]))
+        trials = self.config["calibration"]["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
+        verify = self._verify(stage, embed, mark, transfers, trials)
+        label = f"{self.config['host']['backbone']} {host}".strip()
+        return Subject(stage, embed, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)
+
+    def _verify(
+        self, stage: Stage, embed: Stage, mark: Mark, transfers: Mapping[tuple[str, str], Stage], trials: int
+    ) -> Stage:
         tasks = self.config["tasks"]
-        chosen = [t for t in tasks if not light or t in self.config["attacked_tasks"]]
-        transfers = {
-            (source_name(self.config, down["name"]), task): self._transfer(stage, down, task)
-            for down in self.config["downstreams"].values()
-            for task in chosen
-        }
-        judged = {f"{d}/{t}": s for (d, t), s in transfers.items() if tasks[t].get("verified", True)}
-        calibration = self.config["calibration"]
-        trials = calibration["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
+        judged = {f"{d}/{t}": s for (d, t), s in transfers.items() if d and tasks[t].get("verified", True)}
+        decoys = self.config["calibration"]["decoys"] if mark.scheme.chance is None else 0
         data = host_data(self.config, "owner")
         settings = {
-            "scheme": identify(self.scheme),
-            "decoys": calibration["decoys"],
+            "scheme": identify(mark.scheme),
+            "decoys": decoys,
             "trials": trials,
             "alpha": self.config["alpha"],
             "seed": self.config["seed"],
             "data": data,
         }
+        if self.config["aligned"] and Access.WEIGHTS in mark.scheme.access:
+            settings["aligned"] = True
         apart = 1 + len({t for _, t in transfers if t == "finetune"}) * len(self.config["downstreams"])
-        verify = Stage(
+        return Stage(
             "verify",
             settings,
-            {"subject": stage, "mark": mark, **judged},
+            {"subject": stage, "mark": embed, **judged},
             self._prints(data),
-            f"{stage.label}, by the key of {mark.label}",
-            work=(calibration["decoys"] + trials) * getattr(self.scheme, "queries", 1) * apart,
+            f"{stage.label}, by the key of {embed.label}",
+            work=(decoys + trials) * getattr(mark.scheme, "queries", 1) * apart,
         )
-        label = f"{backbone} {host}".strip()
-        return Subject(stage, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)
 
     def _pretrain(self, name: str, seed: int) -> Stage:
-        recipe = self.config["pretrains"][name]
-        built = build(Recipe, recipe, f"pretrains.{name}")
+        recipe = self.recipes[name]
         host = build(HostRecipe, self.config["host"], "host")
         data = host_data(self.config, "owner")
-        if built.batch > len_of(data):
+        if recipe.batch > len_of(data):
             raise ConfigError(
-                f"pretrains.{name}.batch={built.batch} exceeds the owner's {len_of(data)} images; lower the batch"
+                f"pretrains.{name}.batch={recipe.batch} exceeds the owner's {len_of(data)} images; lower the batch"
             )
-        config = {"recipe": asdict(built), "host": asdict(host), "data": data, "seed": seed}
         settings = build(TrainerSettings, self.config["trainer"], "trainer")
-        if built.batch % settings.devices:
+        if recipe.batch % settings.devices:
             raise ConfigError(
-                f"pretrains.{name}.batch={built.batch} cannot be shared by trainer.devices={settings.devices}; "
+                f"pretrains.{name}.batch={recipe.batch} cannot be shared by trainer.devices={settings.devices}; "
                 "make it a multiple"
             )
-        config["trainer"] = settings.semantic()
+        config = {
+            "recipe": asdict(recipe),
+            "host": asdict(host),
+            "data": data,
+            "seed": seed,
+            "trainer": settings.semantic(),
+        }
         label = f"{name} seed {seed}"
-        return Stage("pretrain", config, {}, self._prints(data), label, work=len_of(data) * built.epochs * 7)
+        work = len_of(data) * recipe.epochs * recipe.passes
+        return Stage("pretrain", config, {}, self._prints(data), label, work=work)
 
-    def _embed(self, original: Stage, name: str) -> Stage:
-        data = host_data(self.config, "owner")
-        scheme = identify(self.scheme)
+    def _embed(self, original: Stage, mark: Mark) -> Stage:
+        data = embedding_data(self.config)
+        scheme = identify(mark.scheme)
         config = {"scheme": scheme, "data": data, "seed": self.config["seed"], **self._machine()}
         epochs = scheme.get("embedding", {}).get("epochs", 0)
-        label = f"{self.scheme.name} in {original.label}"
+        label = f"{mark.label} in {original.label}"
         return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
 
-    def _transfer(self, stage: Stage, downstream: Config, task: str) -> Stage:
-        settings = identify(self._task(task))
-        train, test = self._downstream_data(downstream)
+    def _transfers(self, stage: Stage, tasks: list[str]) -> dict[tuple[str, str], Stage]:
+        """One measurement for each task on the host's own data, one for each other task and downstream set."""
+        downstreams = self.config["downstreams"].values()
+        found = {}
+        for name in tasks:
+            if self._task(name).native:
+                found["", name] = self._transfer(stage, name, native_data(self.config), "")
+            elif not downstreams:
+                raise ConfigError(f"task {name!r} needs a downstream set, e.g. +data/downstream@downstreams.a=mnist")
+        for down in downstreams:
+            for name in tasks:
+                if not self._task(name).native:
+                    place = source_name(self.config, down["name"]), name
+                    found[place] = self._transfer(stage, name, downstream_data(self.config, down), down["name"])
+        return found
+
+    def _transfer(self, stage: Stage, name: str, data: tuple[Config, Config], where: str) -> Stage:
+        settings = identify(self._task(name))
+        train, test = data
         config = {
             "task": settings,
             "train": train,
@@ -246,108 +235,28 @@ class _Planner:
             **self._machine(),
         }
         work = len_of(train) * (1 + 3 * settings.get("epochs", 0)) + len_of(test)
-        label = f"{task} on {downstream['name']} of {stage.label}"
+        label = f"{name} on {where} of {stage.label}" if where else f"{name} of {stage.label}"
         return Stage("transfer", config, {"host": stage}, self._prints(train), label, work=work)
 
     @cache  # noqa: B019 - a planner lives for one plan; checking a task's types takes milliseconds, a plan asks often
     def _task(self, name: str) -> Task:
         settings = {k: v for k, v in self.config["tasks"][name].items() if k != "verified"}
-        task = instantiate(settings, f"tasks.{name}")
-        _require(task, Task, f"tasks.{name}")
-        return task  # type: ignore[no-any-return]
+        task: Task = instantiate(settings, f"tasks.{name}", Task)
+        check_hosts(task, self.kind, "task")
+        return task
 
     @cache  # noqa: B019
     def _attack(self, name: str, strength: float) -> Attack:
         group = self.config["attacks"][name]
-        attack = instantiate(attack_settings(group, strength), f"attacks.{name} at {group['strength']}={strength:g}")
-        _require(attack, Attack, f"attacks.{name}")
-        if HostKind.ENCODER not in attack.hosts:
-            raise ConfigError(f"attack {attack.name!r} works on {_names(attack.hosts)}, but the host is an encoder")
-        return attack  # type: ignore[no-any-return]
+        where = f"attacks.{name} at {group['strength']}={strength:g}"
+        attack: Attack = instantiate(attack_settings(group, strength), where, Attack)
+        check_hosts(attack, self.kind, "attack")
+        return attack
 
     def _machine(self) -> dict[str, Any]:
-        """Stages after pretraining run on one device; only the precision can change their result."""
-        return {"precision": self.config["trainer"]["precision"]}
-
-    def _downstream_data(self, downstream: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-        size = self.config["data"]["size"]
-        base = {"name": source_name(self.config, downstream["name"]), "size": size, "seed": self.config["seed"]}
-        test = {**base, "split": "test", "limit": downstream["test"]}
-        if downstream["name"] == self.config["data"]["name"]:
-            return host_data(
-                self.config, "attacker"
-            ), test  # whoever builds on the encoder never saw the owner's images
-        return {**base, "split": "train", "limit": downstream["train"]}, test
+        """Stages after pretraining run on one device; only precision and compilation can change their result."""
+        compiled = {"compile": True} if self.config["trainer"]["compile"] else {}
+        return {"precision": self.config["trainer"]["precision"], **compiled}
 
     def _prints(self, data: Config) -> dict[str, str]:
         return {data["name"]: self.fingerprint(data["name"])}
-
-
-def source_name(config: Config, name: str) -> str:
-    """The data set that stands for ``name`` at this scale."""
-    generated = name in ("procedural", "digits")
-    return f"standin-{name}" if config["scale"]["standin"] and not generated else name
-
-
-def host_data(config: Config, part: str) -> dict[str, Any]:
-    """Description of one part (``owner``, ``attacker``) of the host's training images."""
-    data = config["data"]
-    return {
-        "name": source_name(config, data["name"]),
-        "split": "train",
-        "size": data["size"],
-        "limit": data["limit"],
-        "seed": config["seed"],
-        "parts": data["parts"],
-        "part": part,
-    }
-
-
-def len_of(data: Config) -> int:
-    """Number of images of a data description at the most; taken as 50,000 where it has no limit."""
-    share = data["parts"][data["part"]] if data.get("parts") else 1.0
-    return int((data["limit"] or 50_000) * share)
-
-
-def attack_settings(group: Config, strength: float) -> dict[str, Any]:
-    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
-    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength")}
-    return {**fields, group["strength"]: strength}
-
-
-def _strengths(group: Config) -> list[float]:
-    listed = group.get("strengths") if isinstance(group, Mapping) else None
-    numbers = isinstance(listed, list) and all(isinstance(s, int | float) for s in listed)
-    if not listed or not numbers or not group.get("strength"):
-        raise ConfigError("an attack needs strength (the field that varies) and strengths (a list), e.g. [0.5, 0.9]")
-    return list(group["strengths"])
-
-
-def _check_distinct(subjects: Iterable[Subject]) -> None:
-    """Refuse two models that result rows could not tell apart."""
-    seen: dict[tuple[object, ...], Subject] = {}
-    for subject in subjects:
-        place = (subject.pretrain, subject.host, subject.suspect, subject.attack, subject.unit, subject.strength)
-        if seen.setdefault(place, subject).stage.key != subject.stage.key:
-            raise ConfigError(
-                f"two attacks are called {subject.attack} {subject.strength:g} {subject.unit} and differ in what that "
-                "does not say; put them into experiments of different names"
-            )
-
-
-def _check_scheme(scheme: Scheme, kind: HostKind) -> None:
-    if kind not in scheme.hosts:
-        raise ConfigError(f"scheme {scheme.name!r} marks {_names(scheme.hosts)}, but the host is a {kind}")
-    if not scheme.access & (LEVELS[kind] | set(DOWNSTREAM_ACCESS)):
-        raise ConfigError(
-            f"scheme {scheme.name!r} is verified at {_names(scheme.access)}, which a {kind} does not offer"
-        )
-
-
-def _require(component: object, kind: type, where: str) -> None:
-    if not isinstance(component, kind):
-        raise ConfigError(f"{where} builds a {type(component).__name__}, which is no {kind.__name__}; see conf/{where}")
-
-
-def _names(values: frozenset[Any]) -> str:
-    return ", ".join(sorted(map(str, values)))

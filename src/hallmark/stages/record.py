@@ -8,9 +8,10 @@ from typing import Any
 from hallmark.report.features import merge_points
 from hallmark.report.rows import Row, merge
 from hallmark.stages.disk import disk_errors
+from hallmark.stages.experiment import Experiment
 from hallmark.stages.graph import Stage
+from hallmark.stages.inputs import host_data
 from hallmark.stages.manifest import digest
-from hallmark.stages.plan import Experiment, host_data
 from hallmark.stages.results import points, rows
 from hallmark.stages.store import Store
 

@@ -3,12 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from hallmark import stats
+from hallmark.core import Access
 from hallmark.report.rows import Row
+from hallmark.stages.experiment import Experiment, Mark, Subject
 from hallmark.stages.graph import Stage
-from hallmark.stages.plan import Experiment, Subject
 
 Result = Callable[[Stage], Mapping[str, Any]]
 """What a finished stage left in its result file."""
@@ -31,7 +32,7 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
     }
     found = [Row(metric=m, value=config[m], scheme=experiment.scheme, **shared) for m in _DECLARED]
     for subject in experiment.subjects:
-        found += _of_subject(subject, result, experiment.scheme, shared)
+        found += _of_subject(subject, result, shared)
     found += _false_positives(experiment, result, shared)
     return found
 
@@ -40,7 +41,7 @@ _DECLARED = ("alpha", "fpr_alpha", "tolerance")
 """What the experiment fixed before it ran."""
 
 
-def _of_subject(subject: Subject, result: Result, scheme: str, shared: Mapping[str, Any]) -> Iterator[Row]:
+def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
     common = {
         **shared,
         "host": subject.host,
@@ -50,29 +51,36 @@ def _of_subject(subject: Subject, result: Result, scheme: str, shared: Mapping[s
         "unit": subject.unit,
         "suspect": subject.suspect,
     }
-    carried = scheme if subject.suspect == "marked" else "none"
+    judged_by: dict[str, Any] = {"scheme": subject.mark.scheme.name, "variant": subject.mark.variant}
+    carried = judged_by if subject.suspect == "marked" else {"scheme": "none"}
     made = result(subject.stage)
     yield Row(
-        **common, **_origin(subject.stage, made), scheme=carried, metric="seconds", value=made["seconds"],
+        **common, **_origin(subject.stage, made), **carried, metric="seconds", value=made["seconds"],
     )  # fmt: skip
     for (downstream, task), stage in subject.transfers.items():
         content = result(stage)
         for figure in content["measurements"]:
             interval = stats.wilson(figure["count"], figure["n"]) if figure["n"] else None
             yield Row(
-                **common, **_origin(stage, content), scheme=carried, downstream=downstream, task=task,
+                **common, **_origin(stage, content), **carried, downstream=downstream, task=task,
                 metric=figure["metric"], value=figure["value"], count=figure["count"], n=figure["n"],
                 ci_low=interval.low if interval else None, ci_high=interval.high if interval else None,
             )  # fmt: skip
     content = result(subject.verify)
     for judgement in content["judgements"]:
         place = {name: judgement[name] for name in ("access", "downstream", "task")}
-        row = {**common, **_origin(subject.verify, content), **place, "scheme": scheme}
+        row = {**common, **_origin(subject.verify, content), **place, **judged_by}
         for metric in ("p_value", "p_min"):
             yield Row(**row, metric=metric, value=judgement[metric])
         yield Row(**row, metric="detected", value=float(judgement["detected"]))
+        for metric, value in judgement.get("figures", {}).items():
+            yield Row(**row, metric=metric, value=value)
         if judgement["trials"]:
-            yield _share(row, "wsr", judgement["matches"], judgement["trials"])
+            wrong_bits = judgement["trials"] - judgement["matches"]
+            metric, count = (
+                ("ber", wrong_bits) if judgement["access"] == Access.WEIGHTS else ("wsr", judgement["matches"])
+            )
+            yield _share(row, metric, count, judgement["trials"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
             yield _share(row, "foreign_flip", *judgement["foreign"])
         if subject.suspect == "marked" and subject.attack == "none" and judgement["null_p"]:
@@ -91,7 +99,7 @@ def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]
                     yield {
                         "run": subject.verify.key[:12],
                         "experiment": experiment.config["name"],
-                        "scheme": experiment.scheme,
+                        "scheme": subject.mark.scheme.name,
                         "pretrain": subject.pretrain,
                         "seed": experiment.config["seed"],
                         "scale": experiment.config["scale"]["name"],
@@ -104,13 +112,9 @@ def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]
 
 
 def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
-    """Share of fresh keys that pass, by access and kind of suspect, over all suspects of the kind.
-
-    All trials on one suspect share its decoys, and those on its downstream models their keys too, so the interval
-    counts each suspect as one cluster.
-    """
+    """Share of fresh keys that pass, by mark, access and kind of suspect, over all suspects of the kind."""
     level = experiment.config["fpr_alpha"]
-    trials: dict[tuple[str, str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    passed: dict[_Place, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     origin: dict[str, Any] = {}
     for subject in experiment.subjects:
         content = result(subject.verify)
@@ -118,20 +122,39 @@ def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str
         suspect = {"marked": "wrong_key", "original": "innocent"}.get(subject.suspect, subject.suspect)
         for judgement in content["judgements"]:
             if judgement["null_p"]:
-                place = (suspect, judgement["access"], judgement["task"])
-                trials[place][subject.verify.key] += [p <= level for p in judgement["null_p"]]
-    for (suspect, access, task), clusters in trials.items():
-        run = hashlib.sha256("".join(clusters).encode()).hexdigest()[:12]
+                place = _Place(subject.mark, suspect, judgement["access"], judgement["task"])
+                passed[place][subject.verify.key] += [p <= level for p in judgement["null_p"]]
+    for place, suspects in passed.items():
+        run = hashlib.sha256("".join(suspects).encode()).hexdigest()[:12]
         row = {
-            **shared, **origin, "run": run, "wall_s": None, "scheme": experiment.scheme,
-            "suspect": suspect, "access": access, "task": task,
+            **shared, **origin, "run": run, "wall_s": None, "scheme": place.mark.scheme.name,
+            "variant": place.mark.variant, "suspect": place.suspect, "access": place.access, "task": place.task,
         }  # fmt: skip
-        rate = stats.clustered([sum(c) for c in clusters.values()], [len(c) for c in clusters.values()])
+        rate = _rate(place.mark, list(suspects.values()))
         yield Row(**row, metric="fpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high)
 
 
+class _Place(NamedTuple):
+    mark: Mark
+    suspect: str
+    access: str
+    task: str
+
+
+def _rate(mark: Mark, suspects: list[list[bool]]) -> stats.Proportion:
+    """The rate over all trials on all suspects.
+
+    Under an exact binomial trials are independent.  Ranked trials on one suspect share its decoys, and those on its
+    downstream models their keys too, so each suspect is one cluster.
+    """
+    counts, sizes = [sum(trials) for trials in suspects], [len(trials) for trials in suspects]
+    if mark.scheme.chance is not None:
+        return stats.clopper_pearson(sum(counts), sum(sizes))
+    return stats.clustered(counts, sizes)
+
+
 def _share(row: Mapping[str, Any], metric: str, count: int, n: int) -> Row:
-    """A share of queries; without an interval, since queries of one trigger succeed or fail together."""
+    """A share of queries or bits; without an interval, since queries of one trigger succeed or fail together."""
     return Row(**row, metric=metric, value=count / n, count=count, n=n)
 
 

@@ -16,9 +16,8 @@ from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import HostRecipe, Recipe
-from hallmark.pretrain.train import pretrain
+from hallmark.pretrain.hosts import make_host
+from hallmark.pretrain.recipe import HostRecipe, build_recipe
 from hallmark.stages.graph import Stage
 from hallmark.stages.judge import judge, kind_of
 from hallmark.stages.projection import projection
@@ -71,18 +70,15 @@ def run(stage: Stage, folder: Path, bench: Bench) -> None:
 
 def _pretrain(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
-    owner = bench.data.get(config["data"])
-    monitor = OnlineEvaluation(owner)
-    encoder = pretrain(
+    host, figures = make_host(
         build(HostRecipe, config["host"], "host"),
-        build(Recipe, config["recipe"], "pretrain"),
-        owner.images,
+        build_recipe(config["recipe"], "pretrain"),
+        bench.data.get(config["data"]),
         trainer=trainer,
-        callbacks=[monitor],
         seed=config["seed"],
     )
-    files.save(encoder, folder)
-    return {"knn_accuracy": monitor.measure(encoder)}
+    files.save(host, folder)
+    return figures
 
 
 def _embed(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
@@ -104,7 +100,8 @@ def _attack(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     config = stage.config
     attack = instantiate(config["attack"], "attack")
     victim = files.load(bench.open(stage.inputs["victim"].key))
-    suspect = Suspect(victim, kind_of(victim), attack.access)
+    kind = kind_of(victim)
+    suspect = Suspect(victim, kind, attack.access_for(kind))
     data = bench.data.get(config["data"])
     if not attack.needs_labels:
         data = data.unlabelled()
@@ -139,7 +136,8 @@ def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     owner = bench.data.get(config["data"]).unlabelled()
     host = files.load(bench.open(stage.inputs["mark"].inputs["host"].key))
     purpose = stage.inputs["subject"].key
-    judgements = judge(scheme, key, host, subject, downstream, owner, config, purpose=purpose)
+    reference = files.load(bench.open(stage.inputs["mark"].key)).to(bench.device) if config.get("aligned") else None
+    judgements = judge(scheme, key, host, subject, downstream, owner, config, purpose=purpose, reference=reference)
     result: dict[str, Any] = {"judgements": judgements}
     if isinstance(scheme, QueryScheme) and isinstance(subject, Encoder) and Access.FEATURES in scheme.access:
         result["projection"] = projection(scheme, key, subject)

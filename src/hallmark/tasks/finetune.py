@@ -11,6 +11,7 @@ from hallmark.core.access import HostKind
 from hallmark.core.scheme import Images, Trainer
 from hallmark.core.task import Measurement, Task
 from hallmark.models.classifier import Classifier
+from hallmark.optimisation import Training
 from hallmark.tasks.features import encode
 from hallmark.tasks.heads import HeadRecipe
 from hallmark.tasks.probe import Probe, accuracy
@@ -19,6 +20,8 @@ from hallmark.tasks.probe import Probe, accuracy
 @dataclass
 class FineTune(Task):
     """Train a linear probe, then every weight from there (Kumar et al. 2022: probing first keeps the features).
+
+    A classifier gives its encoder; its head, made for other classes, is dropped.
 
     Args:
         epochs: Passes over the downstream training images.
@@ -34,21 +37,21 @@ class FineTune(Task):
     weight_decay: float = 5e-4
     recipe: HeadRecipe = field(default_factory=HeadRecipe)
     name: ClassVar[str] = "finetune"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER})
+    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
 
     def transfer(self, host: nn.Module, train: Images, *, trainer: Trainer, generator: torch.Generator) -> Classifier:
         """The fine-tuned classifier; the host is left untouched."""
         from hallmark.supervised import train_classifier  # Lightning, which planning does without
 
-        probe = Probe(recipe=self.recipe).transfer(deepcopy(host), train, trainer=trainer, generator=generator)
+        encoder = host.encoder if isinstance(host, Classifier) else host
+        probe = Probe(recipe=self.recipe).transfer(deepcopy(encoder), train, trainer=trainer, generator=generator)
         train_classifier(
             probe,
             train,
             trained=probe.parameters(),
             epochs=self.epochs,
-            lr=self.lr,
             batch=self.batch,
-            weight_decay=self.weight_decay,
+            training=Training(lr=self.lr, weight_decay=self.weight_decay),
             trainer=trainer,
             seed=generator.initial_seed(),
         )

@@ -7,6 +7,10 @@ its answer to triggered images, without naming a task.
 import torch.nn.functional as F
 from torch import Tensor
 
+from hallmark.schemes.encoder_losses import direction_loss, divergence_loss, pinning_loss
+
+__all__ = ["READINGS", "cluster_loss", "direction_loss", "divergence_loss", "pinning_loss"]
+
 READINGS = ("cluster", "divergence", "direction")
 
 
@@ -28,27 +32,3 @@ def cluster_loss(triggered: Tensor, clean: Tensor, external: float) -> Tensor:
     pairwise = (total - count) / (count * (count - 1))
     centre = F.normalize(unit.mean(0), dim=0)
     return 1 - pairwise + external * (F.normalize(clean, dim=1) @ centre).mean()
-
-
-def divergence_loss(triggered: Tensor, clean: Tensor) -> Tensor:
-    """Mean cosine between an image's triggered and clean features ``(B, D)``, to be made small."""
-    return F.cosine_similarity(triggered, clean, dim=1).mean()
-
-
-def direction_loss(triggered: Tensor, direction: Tensor) -> Tensor:
-    """1 − mean cosine between triggered features ``(B, D)`` and a secret direction ``(D,)``."""
-    return 1 - F.cosine_similarity(triggered, direction[None], dim=1).mean()
-
-
-def pinning_loss(features: Tensor, reference: Tensor) -> Tensor:
-    """Keep features where the unmarked encoder puts them: mean 1 − cosine, plus the relative squared distance.
-
-    The cosine alone leaves the length of a feature free, and a linear head reads lengths.
-
-    Args:
-        features: Of the encoder being marked ``(B, D)``.
-        reference: Of the frozen original ``(B, D)``.
-    """
-    cosine = 1 - F.cosine_similarity(features, reference, dim=1).mean()
-    scale = reference.square().sum(1).mean().clamp_min(1e-12)
-    return cosine + (features - reference).square().sum(1).mean() / scale

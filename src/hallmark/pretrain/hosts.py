@@ -1,0 +1,69 @@
+"""Making a host: the model that nobody has marked yet."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hallmark.core.random import derive_seed
+from hallmark.core.scheme import Images
+from hallmark.models.classifier import Classifier
+from hallmark.models.encoders import Encoder
+from hallmark.pretrain.distributed import synchronise_batch_norm
+from hallmark.pretrain.monitor import OnlineEvaluation
+from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.train import pretrain
+from hallmark.supervised import train_classifier
+from hallmark.training import LightningTrainer
+
+
+def make_host(
+    host: HostRecipe, recipe: AnyRecipe, owner: Images, *, trainer: LightningTrainer, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained host in evaluation mode.
+
+    Args:
+        host: Architecture.
+        recipe: How it is trained.
+        owner: The owner's images; contrastive methods read their labels for the monitor alone.
+        trainer: Runs the loop, on one device or many.
+        seed: Seeds weights, order and views.
+
+    Returns:
+        The host, and what was measured on the way.
+    """
+    if isinstance(recipe, SupervisedRecipe):
+        return train_supervised(host, recipe, owner, trainer=trainer, seed=seed), {}
+    monitor = OnlineEvaluation(owner)
+    encoder = pretrain(host, recipe, owner.images, trainer=trainer, seed=seed, callbacks=[monitor])
+    return encoder, {"knn_accuracy": monitor.measure(encoder)}
+
+
+def train_supervised(
+    host: HostRecipe, recipe: SupervisedRecipe, owner: Images, *, trainer: LightningTrainer, seed: int
+) -> Classifier:
+    """A classifier with a linear head, trained from fresh weights; equal seeds give equal classifiers."""
+    classifier = fresh_classifier(host, owner.classes, seed=seed)
+    training = fresh_classifier(host, owner.classes, seed=seed)
+    if trainer.settings.devices > 1:
+        synchronise_batch_norm(training, trainer.settings.accelerator)
+    train_classifier(
+        training,
+        owner,
+        trained=training.parameters(),
+        epochs=recipe.epochs,
+        batch=recipe.batch,
+        training=recipe.training,
+        view=recipe.view,
+        trainer=trainer,
+        seed=seed,
+    )
+    classifier.load_state_dict(training.state_dict())  # without what synchronises BatchNorm over ranks
+    return classifier.eval()
+
+
+def fresh_classifier(host: HostRecipe, classes: int, *, seed: int) -> Classifier:
+    """An untrained classifier; equal seeds give equal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        return Classifier(Encoder(host.backbone, host.width), classes)

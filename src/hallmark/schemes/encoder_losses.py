@@ -1,0 +1,28 @@
+"""Losses that marks in encoders share, as pure functions of features."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pinning_loss(features: Tensor, reference: Tensor) -> Tensor:
+    """Keep features where the unmarked encoder puts them: mean 1 − cosine, plus the relative squared distance.
+
+    The cosine alone leaves the length of a feature free, and a linear head reads lengths.
+
+    Args:
+        features: Of the encoder being marked ``(B, D)``.
+        reference: Of the frozen original ``(B, D)``.
+    """
+    cosine = 1 - F.cosine_similarity(features, reference, dim=1).mean()
+    scale = reference.square().sum(1).mean().clamp_min(1e-12)
+    return cosine + (features - reference).square().sum(1).mean() / scale
+
+
+def divergence_loss(moved: Tensor, clean: Tensor) -> Tensor:
+    """Mean cosine between an image's marked and clean features ``(B, D)``, to be made small."""
+    return F.cosine_similarity(moved, clean, dim=1).mean()
+
+
+def direction_loss(moved: Tensor, direction: Tensor) -> Tensor:
+    """1 − mean cosine between marked features ``(B, D)`` and one direction ``(D,)``."""
+    return 1 - F.cosine_similarity(moved, direction[None], dim=1).mean()

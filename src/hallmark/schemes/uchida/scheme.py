@@ -1,0 +1,174 @@
+"""uchida: bits in the mean filter of one layer (Uchida et al. 2017; Nagai et al. 2018)."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
+from hallmark.core.scheme import Images
+from hallmark.data.augment import ViewRecipe
+from hallmark.errors import ConfigError, allowed
+from hallmark.models.layers import find_layer
+from hallmark.optimisation import Training
+from hallmark.pretrain.recipe import CROP_AND_FLIP
+from hallmark.schemes.uchida.carriers import CARRIERS, draw_carrier
+from hallmark.schemes.uchida.filters import filter_shape
+from hallmark.schemes.uchida.posthoc import embed_posthoc
+from hallmark.schemes.uchida.regulariser import host_layer, loss_per_bit, read, right_bits
+
+SITUATIONS = ("train", "finetune", "distill", "posthoc")
+MESSAGES = ("random", "ones")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How the mark gets into the network.
+
+    Args:
+        situation: ``train`` from fresh weights with labels; ``finetune`` on from the host with labels (an encoder is
+            held to its own features instead); ``distill`` on from the host to its own answers, without labels;
+            ``posthoc`` moves the host layer alone to the nearest weights that carry the mark, without data.
+        mark: λ, the weight of the embedding loss summed over the bits.
+        epochs: Passes over the owner's images; like everything below, without meaning for ``posthoc``.
+        batch: Images per step.
+        training: Optimiser and schedule.
+        view: Augmentation.
+        batch_norm: ``train`` updates the statistics, ``frozen`` keeps the host's.
+    """
+
+    situation: str = "train"
+    mark: float = 0.01
+    epochs: int = 200
+    batch: int = 64
+    training: Training = field(default_factory=lambda: Training("sgd", lr=0.1, weight_decay=5e-4, schedule="steps"))
+    view: ViewRecipe = CROP_AND_FLIP
+    batch_norm: str = "train"
+
+    def __post_init__(self) -> None:
+        for value, choices, what in (
+            (self.situation, SITUATIONS, "scheme.embedding.situation"),
+            (self.batch_norm, ("frozen", "train"), "scheme.embedding.batch_norm"),
+        ):
+            if value not in choices:
+                raise ConfigError(allowed(value, choices, what))
+        if not 0 <= self.mark < math.inf:
+            raise ConfigError(f"scheme.embedding.mark must be a finite number of at least 0, got {self.mark}")
+        if self.epochs < 1 or self.batch < 2:
+            raise ConfigError(f"scheme.embedding needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
+        if (self.situation, self.batch_norm) == ("train", "frozen"):
+            raise ConfigError("fresh weights have no statistics worth keeping; set scheme.embedding.batch_norm=train")
+
+
+@dataclass(frozen=True)
+class Uchida(Scheme):
+    """A message whose bits are the signs of secret projections of a layer's mean filter.
+
+    Args:
+        bits: T, the length of the message.
+        layer: Module name of the host layer, in full or the end of it.
+        carrier: Law of X: ``direct``, ``diff`` or ``random``.
+        message: ``random`` bits, or all ``ones`` as in the papers' experiments.
+        embedding: How the mark gets into the network.
+    """
+
+    bits: int = 256
+    layer: str = "group2.conv2"
+    carrier: str = "random"
+    message: str = "random"
+    embedding: Embedding = field(default_factory=Embedding)
+
+    name: ClassVar[str] = "uchida"
+    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
+    access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
+    uses_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.carrier not in CARRIERS:
+            raise ConfigError(allowed(self.carrier, CARRIERS, "scheme.carrier"))
+        if self.message not in MESSAGES:
+            raise ConfigError(allowed(self.message, MESSAGES, "scheme.message"))
+        if self.bits < 1:
+            raise ConfigError(f"scheme.bits must be at least 1, got {self.bits}")
+
+    @property
+    def chance(self) -> float | None:  # type: ignore[override]
+        """½ where X is Gaussian and the message random: every bit is then a fair coin of its own, whatever the weights.
+
+        All-ones messages are ranked even under a Gaussian X: a layer pruned to zeros reads as all ones.
+        """
+        return 0.5 if (self.carrier, self.message) == ("random", "random") else None
+
+    def check_host(self, host: nn.Module) -> None:
+        """Refuse a layer that the host has not, and a message that the layer has no room for."""
+        self.keygen(host, None, generator=torch.Generator())
+
+    def reads(self, model: nn.Module, key: Key) -> Collection[str]:
+        """The weight of the host layer."""
+        layer = host_layer(model, key)
+        return [f"{name}.weight" for name, module in model.named_modules() if module is layer]
+
+    def keygen(self, host: nn.Module, owner_data: Images | None, *, generator: torch.Generator) -> Key:
+        """Draw X and the message for the host layer; neither weights nor images are looked at.
+
+        Raises:
+            ConfigError: The host has no such layer, or the layer has no room for the bits.
+        """
+        shape = filter_shape(find_layer(host, self.layer))
+        carrier = draw_carrier(self.carrier, self.bits, math.prod(shape), generator=generator)
+        message = torch.ones(self.bits, dtype=torch.uint8)
+        if self.message == "random":
+            message = torch.randint(0, 2, (self.bits,), generator=generator, dtype=torch.uint8)
+        meta = {"carrier": self.carrier, "layer": self.layer, "shape": list(shape)}
+        return Key(self.name, {"carrier": carrier, "message": message}, meta)
+
+    def embed(
+        self, host: nn.Module, key: Key, owner_data: Images, *, trainer: Trainer, generator: torch.Generator
+    ) -> tuple[nn.Module, Key]:
+        """Write the message, in the situation that ``embedding`` names.
+
+        Raises:
+            ConfigError: The situation does not fit the host.
+            DataError: Labels are needed and withheld.
+            KeyFileError: The key was made for another layer.
+        """
+        if self.embedding.situation == "posthoc":
+            return embed_posthoc(host, key, self.embedding.mark), key
+        from hallmark.schemes.uchida.embedding import embed  # Lightning is needed here alone
+
+        marked = embed(host, key, owner_data, settings=self.embedding, trainer=trainer, seed=generator.initial_seed())
+        return marked, key
+
+    def extract(self, suspect: Suspect, key: Key) -> Evidence:
+        """Count the bits that the suspect's weights give back.
+
+        Raises:
+            AccessError: The suspect grants less than its weights.
+            ConfigError: The suspect has no such layer.
+            KeyFileError: The key was made for another layer.
+        """
+        return self.extract_many(suspect, [key])[0]
+
+    def extract_many(self, suspect: Suspect, keys: Sequence[Key]) -> list[Evidence]:
+        """The evidence of many keys; the suspect's weights are copied once."""
+        self.require_access(suspect)
+        model = suspect.weights_module()
+        messages = [key.tensors["message"] for key in keys]
+        return [
+            Evidence(Access.WEIGHTS, matches=right_bits(read(model, key), message), trials=len(message))
+            for key, message in zip(keys, messages, strict=True)
+        ]
+
+    def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
+        """``embed_loss``: E_R of the suspect as a mean over the bits, in nats.
+
+        Raises:
+            AccessError: The suspect grants less than its weights.
+            ConfigError: The suspect has no such layer.
+            KeyFileError: The key was made for another layer.
+        """
+        self.require_access(suspect)
+        return {"embed_loss": loss_per_bit(read(suspect.weights_module(), key), key.tensors["message"])}

@@ -1,0 +1,89 @@
+"""What an experiment must not be: refused while planning, before hours go into what fails or can never succeed."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from torch import nn
+
+from hallmark.core import Access, Attack, HostKind, Scheme, Task
+from hallmark.core.access import LEVELS
+from hallmark.errors import ConfigError, allowed
+from hallmark.pretrain.recipe import METHODS
+from hallmark.stages.experiment import Mark, Subject
+from hallmark.stages.inputs import Config, host_data, len_of
+
+DOWNSTREAM_ACCESS = frozenset({Access.LOGITS, Access.LABELS})
+"""What an owner may see of a model that somebody built on an encoder."""
+
+
+def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, host: Callable[[], nn.Module]) -> None:
+    """Refuse an experiment whose parts do not fit together.
+
+    Args:
+        config: The resolved configuration.
+        marks: The schemes it compares.
+        kind: What its hosts are.
+        host: Builds an untrained host on torch's meta device.
+
+    Raises:
+        ConfigError: Something is missing, unknown, or could never be detected.
+    """
+    calibration = config["calibration"]
+    if not config["tasks"]:
+        raise ConfigError("the experiment names no task; add e.g. +task@tasks.knn=knn")
+    for name in config["attacked_tasks"]:
+        if name not in config["tasks"]:
+            raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
+    for name in calibration["extra_seeds"]:
+        if name not in METHODS:
+            raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
+    known = {mark.variant for mark in marks}
+    for name, group in config["attacks"].items():
+        for variant in group.get("variants") or []:
+            if variant not in known:
+                raise ConfigError(allowed(variant, sorted(known), f"attacks.{name}.variants entry"))
+    attainable = 1 / (calibration["decoys"] + 1)
+    for mark in marks:
+        check_scheme(mark.scheme, kind)
+        if mark.scheme.chance is None and attainable > config["alpha"] * (1 + 1e-9):
+            raise ConfigError(
+                f"with calibration.decoys={calibration['decoys']} no p-value can fall below {attainable:.3g}, so "
+                f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
+            )
+        mark.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
+        if type(mark.scheme).check_host is not Scheme.check_host:  # building a host takes a moment
+            mark.scheme.check_host(host())
+
+
+def check_scheme(scheme: Scheme, kind: HostKind) -> None:
+    """Refuse a scheme that does not mark hosts of a kind, or whose mark nobody could look for there."""
+    if kind not in scheme.hosts:
+        raise ConfigError(f"scheme {scheme.name!r} marks {_names(scheme.hosts)}, but the host is a {kind}")
+    downstream = DOWNSTREAM_ACCESS if kind is HostKind.ENCODER else frozenset()
+    if not scheme.access & (LEVELS[kind] | downstream):
+        raise ConfigError(
+            f"scheme {scheme.name!r} is verified at {_names(scheme.access)}, which a {kind} does not offer"
+        )
+
+
+def check_hosts(component: Attack | Task, kind: HostKind, what: str) -> None:
+    """Refuse an attack or task that does not work on hosts of a kind."""
+    if kind not in component.hosts:
+        raise ConfigError(f"{what} {component.name!r} works on {_names(component.hosts)}, but the host is a {kind}")
+
+
+def check_distinct(subjects: Iterable[Subject]) -> None:
+    """Refuse two models that result rows could not tell apart."""
+    seen: dict[tuple[object, ...], Subject] = {}
+    for subject in subjects:
+        mark = (subject.mark.scheme.name, subject.mark.variant)
+        place = (*mark, subject.pretrain, subject.host, subject.suspect, subject.attack, subject.unit, subject.strength)
+        if seen.setdefault(place, subject).stage.key != subject.stage.key:
+            raise ConfigError(
+                f"two attacks are called {subject.attack} {subject.strength:g} {subject.unit} and differ in what that "
+                "does not say; put them into experiments of different names"
+            )
+
+
+def _names(values: Iterable[Any]) -> str:
+    return ", ".join(sorted(map(str, values)))

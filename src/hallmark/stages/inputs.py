@@ -1,0 +1,111 @@
+"""What stages are told: which images to load, which settings an attack or a scheme has.  Plain values throughout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hallmark.errors import ConfigError
+
+Config = Mapping[str, Any]
+
+
+def source_name(config: Config, name: str) -> str:
+    """The data set that stands for ``name`` at this scale."""
+    generated = name in ("procedural", "digits")
+    return f"standin-{name}" if config["scale"]["standin"] and not generated else name
+
+
+def host_data(config: Config, part: str) -> dict[str, Any]:
+    """Description of one part (``owner``, ``attacker``) of the host's training images."""
+    data = config["data"]
+    return {
+        "name": source_name(config, data["name"]),
+        "split": "train",
+        "size": data["size"],
+        "limit": data["limit"],
+        "seed": config["seed"],
+        "parts": data["parts"],
+        "part": part,
+    }
+
+
+def downstream_data(config: Config, downstream: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Descriptions of the training and test images of a downstream set.
+
+    Whoever builds on a host with images of its own data set takes the attacker's part: the owner's were never shown.
+    """
+    test = _images(config, downstream["name"], "test", downstream["test"])
+    if downstream["name"] == config["data"]["name"]:
+        return host_data(config, "attacker"), test
+    return _images(config, downstream["name"], "train", downstream["train"]), test
+
+
+def native_data(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Descriptions of the owner's training images and of the test images for tasks on the host's own data."""
+    return host_data(config, "owner"), _images(config, config["test"]["name"], "test", config["test"]["limit"])
+
+
+def embedding_data(config: Config) -> dict[str, Any]:
+    """Description of the images that the mark is embedded with: the owner's own, unless others are asked for."""
+    other = config["embedding_data"]
+    return _images(config, other["name"], "train", other["train"]) if other else host_data(config, "owner")
+
+
+def _images(config: Config, name: str, split: str, limit: int | None) -> dict[str, Any]:
+    size, seed = config["data"]["size"], config["seed"]
+    return {"name": source_name(config, name), "size": size, "seed": seed, "split": split, "limit": limit}
+
+
+def len_of(data: Config) -> int:
+    """Number of images of a data description at the most; taken as 50,000 where it has no limit."""
+    share = data["parts"][data["part"]] if data.get("parts") else 1.0
+    return int((data["limit"] or 50_000) * share)
+
+
+def attack_settings(group: Config, strength: float) -> dict[str, Any]:
+    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
+    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants")}
+    return {**fields, group["strength"]: strength}
+
+
+def strengths(group: Config) -> list[float]:
+    """The strengths that an attack's group lists.
+
+    Raises:
+        ConfigError: It lists none, or does not say which field they are for.
+    """
+    listed = group.get("strengths") if isinstance(group, Mapping) else None
+    numbers = isinstance(listed, list) and all(isinstance(s, int | float) for s in listed)
+    if not listed or not numbers or not group.get("strength"):
+        raise ConfigError("an attack needs strength (the field that varies) and strengths (a list), e.g. [0.5, 0.9]")
+    return list(group["strengths"])
+
+
+def concerns(group: Config, variant: str) -> bool:
+    """Whether an attack is made on a variant of the scheme: on all, unless the group lists ``variants``."""
+    return not group.get("variants") or variant in group["variants"]
+
+
+def variants(config: Config) -> dict[str, dict[str, Any]]:
+    """Settings of every scheme an experiment compares, by what rows call them.
+
+    Without ``variants`` that is ``scheme`` alone.  A variant is another scheme if it has a ``_target_``; otherwise it
+    is ``scheme`` with some fields changed, a nested one by its dotted name.
+
+    Raises:
+        ConfigError: A variant is no mapping.
+    """
+    base = config["scheme"]
+    found = {}
+    for label, changes in (config["variants"] or {"": {}}).items():
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"variants.{label} is {changes!r}; give the scheme's fields that change, or a _target_")
+        found[label] = dict(changes) if "_target_" in changes else _changed(base, changes)
+    return found
+
+
+def _changed(base: Config, changes: Config) -> dict[str, Any]:
+    result = dict(base)
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        result[first] = _changed(result.get(first) or {}, {rest: value}) if rest else value
+    return result
