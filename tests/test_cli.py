@@ -1,3 +1,4 @@
+import logging
 import sys
 
 import pytest
@@ -133,3 +134,9 @@ def test_a_variant_cannot_replace_the_rows_of_the_record(change, monkeypatch, ca
     assert change in err
     assert "name=..." in err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_store_can_still_warn(monkeypatch, capsys, tmp_path):
+    """Hydra's own settings would silence every logger there is when it starts."""
+    invoke(monkeypatch, capsys, *TINY, f"store={tmp_path / 's'}", "--plan")
+    assert logging.getLogger("hallmark.stages.store").isEnabledFor(logging.WARNING)

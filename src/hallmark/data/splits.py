@@ -1,6 +1,5 @@
 """Owner, attacker and test data that never share an image."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from itertools import combinations
@@ -74,8 +73,3 @@ def check_disjoint(parts: Mapping[str, Tensor], groups: Tensor | None = None) ->
         shared = int(torch.isin(a.unique(), b).sum())
         if shared:
             raise DataError(f"data parts {first!r} and {second!r} share {shared} {what}; they must be disjoint")
-
-
-def index_digest(indices: Tensor) -> str:
-    """Return 16 hexadecimal digits that stand for the samples ``indices`` points at, in whatever order."""
-    return hashlib.sha256(indices.sort().values.cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]

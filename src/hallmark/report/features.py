@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-COLUMNS = ("run", "experiment", "scheme", "pretrain", "seed", "scale", "suspect", "kind", "label", "x", "y")
+COLUMNS = ("run", "experiment", "scheme", "pretrain", "seed", "scale", "suspect", "kind", "x", "y")
 """Columns of ``features.csv``: one query a line, its features on the plane of two principal components."""
 
 _PICTURE = ("experiment", "scheme", "pretrain", "seed", "scale", "suspect")

@@ -105,7 +105,6 @@ def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]
                         "scale": experiment.config["scale"]["name"],
                         "suspect": subject.suspect,
                         "kind": kind,
-                        "label": "",
                         "x": x,
                         "y": y,
                     }
