@@ -18,7 +18,7 @@ MODEL = (*SETTING, "pretrain", "downstream", "task")
 ATTACK = ("attack", "unit", "strength")
 CONTROLS = ("original", "innocent", "wrong_key", "attacked_innocent")
 """The suspects that do not bear the owner's mark, or are not asked for it with the owner's key."""
-LEAST_ACCESS = ("labels", "images", "logits", "features", "weights_aligned", "weights")
+LEAST_ACCESS = ("labels", "images", "logits", "features", "weights", "weights_aligned")
 VERDICT = ("p_value", "p_min", "detected", "wsr", "ber", "embed_loss", "foreign_flip")
 TOLERANCE = 0.05
 """The loss of accuracy up to which an attacked model is still worth having, where an experiment declares none."""

@@ -56,7 +56,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
                 clean, triggered = (points[points["kind"] == kind] for kind in ("clean", "triggered"))
                 ax.scatter(clean["x"], clean["y"], s=7, c=COLOURS[0], alpha=0.75, linewidths=0)
                 ax.scatter(triggered["x"], triggered["y"], s=16, c=COLOURS[1], marker="x", linewidths=0.9)
-                words = [ALGORITHMS[place.pretrain], "unmarked" if suspect == "original" else "marked"]
+                words = [_algorithm(place.pretrain), "unmarked" if suspect == "original" else "marked"]
                 words += [f"({place.experiment})"] if places["experiment"].nunique() > 1 else []
                 ax.set_title(" ".join(words).strip())
                 ax.tick_params(labelbottom=False, labelleft=False, length=0)
@@ -110,7 +110,7 @@ def p_values(rows: pd.DataFrame, name: str) -> Picture | None:
 
 
 def robustness(rows: pd.DataFrame, name: str) -> list[Picture]:
-    """Accuracy, success rate and evidence over an attack's strength: one picture per attack and unit."""
+    """Accuracy, success or error rate, and evidence over an attack's strength: one picture per attack and unit."""
     done = analysis.attacks(rows)
     done = done[done["access"] == analysis.least_access(done)]
     caption = (
@@ -131,7 +131,12 @@ def _draw_robustness(figure: Figure, part: pd.DataFrame, rows: pd.DataFrame) -> 
     names = list(dict.fromkeys(ordered(part, ["pretrain", "series"])["series"]))
     strengths = sorted(part["strength"].unique())
     axes = figure.subplots(3, 1, sharex=True)
-    panels = (("accuracy", _percent, "accuracy / %"), ("wsr", _percent, "WSR / %"), ("p_value", _log, "−log₁₀ p"))
+    share = "wsr" if part["wsr"].notna().any() else "ber"
+    panels = (
+        ("accuracy", _percent, "accuracy / %"),
+        (share, _percent, f"{share.upper()} / %"),
+        ("p_value", _log, "−log₁₀ p"),
+    )
     for ax, (metric, scaled, label) in zip(axes, panels, strict=True):
         ax.set_ylabel(label)
         for i, name in enumerate(names):
@@ -141,10 +146,10 @@ def _draw_robustness(figure: Figure, part: pd.DataFrame, rows: pd.DataFrame) -> 
             middle = [scaled(step).median() for step in steps]
             ax.plot(x, middle, color=_colour(i), marker=_marker(i), clip_on=False, zorder=3)
             ends = [(scaled(step).min(), scaled(step).max()) for step in steps]
-            if metric == "wsr":
-                ends[1:] = [_interval(mine, rows, s) or end for s, end in zip(strengths, ends[1:], strict=True)]
+            if metric == share:
+                ends[1:] = [_interval(mine, rows, share, s) or end for s, end in zip(strengths, ends[1:], strict=True)]
             ax.vlines(x, *np.transpose(ends), color=_colour(i), alpha=0.55, linewidth=1.6)
-    others = rows["suspect"].isin(("original", "innocent")) & (rows["attack"] == "none") & (rows["metric"] == "wsr")
+    others = rows["suspect"].isin(("original", "innocent")) & (rows["attack"] == "none") & (rows["metric"] == share)
     if others.any():
         axes[1].axhline(100 * rows.loc[others, "value"].median(), color=MUTED, linestyle=":", linewidth=1.2)
     _alpha_line(part, rows, axes[2].axhline)
@@ -159,12 +164,12 @@ def _draw_robustness(figure: Figure, part: pd.DataFrame, rows: pd.DataFrame) -> 
     figure.legend(handles=[*handles, *_alpha_handles()], loc="outside lower center", ncols=3)
 
 
-def _interval(mine: pd.DataFrame, rows: pd.DataFrame, strength: float) -> tuple[float, float] | None:
-    """The interval of the success rate where one rate alone makes the point; ``None`` elsewhere."""
+def _interval(mine: pd.DataFrame, rows: pd.DataFrame, metric: str, strength: float) -> tuple[float, float] | None:
+    """The interval of a rate where one rate alone makes the point; ``None`` elsewhere."""
     here = mine[mine["strength"] == strength]
     if len(here) != 1:
         return None
-    marked = rows[(rows["metric"] == "wsr") & (rows["suspect"] == "marked")]
+    marked = rows[(rows["metric"] == metric) & (rows["suspect"] == "marked")]
     rate = marked.merge(here[_ATTACKED], on=_ATTACKED)
     return None if rate["ci_low"].isna().any() or rate.empty else (100 * rate["ci_low"][0], 100 * rate["ci_high"][0])
 
@@ -229,11 +234,13 @@ def _alpha_handles() -> list[Line2D]:
 def _series(frame: pd.DataFrame) -> list[str]:
     """What one line of a plot is called: the algorithm, and what else differs within the frame."""
     varying = [c for c in ("experiment", "scheme", "variant", "host", "dataset") if frame[c].nunique() > 1]
-    names = (
-        " ".join([ALGORITHMS.get(line["pretrain"], line["pretrain"]), *(line[c] for c in varying)])
-        for line in frame.to_dict("records")
-    )
+    names = (" ".join([_algorithm(line["pretrain"]), *(line[c] for c in varying)]) for line in frame.to_dict("records"))
     return [name.strip() or "host" for name in names]
+
+
+def _algorithm(name: str) -> str:
+    """A pretraining algorithm as papers write it."""
+    return ALGORITHMS.get(name, name)
 
 
 def _colour(i: int) -> str:
