@@ -83,11 +83,13 @@ def test_probe(tmp_path):
     probes = figures(tmp_path, "probe", *settings, "--rates", "0.001", "0.1")["probes"]
     assert (probes["tasks"], probes["rates"]) == (2, [0.001, 0.1])
     assert probes["speed_up"]["rounds"] == quotient(probes["one_by_one_seconds"], probes["batched_seconds"])
+    assert probes["speed_up_over_loader"]["rounds"] == quotient(probes["loader_seconds"], probes["batched_seconds"])
     ways = probes["batched_accuracies"], probes["one_by_one_accuracies"]
     differences = [abs(a - b) for a, b in zip(*ways, strict=True)]
     assert probes["largest_difference"] == max(differences)
     assert max(differences) <= 2 / 300, "the two ways train the same heads"
     assert min(ways[0]) > 0.5, "a probe learns three classes"
+    assert probes["mean_difference_to_loader"] <= 0.05, "other batches, the same heads"
 
 
 def test_verify(tmp_path):
