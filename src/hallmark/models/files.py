@@ -13,6 +13,7 @@ from torch import nn
 from hallmark.errors import ConfigError, StoreError, allowed
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.models.image_to_image import Barriered, ImageToImage, from_spec
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -24,7 +25,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {"kind": "encoder", **model.spec}
     if isinstance(model, Classifier):
         return {"kind": "classifier", **model.spec}
-    raise ConfigError(f"cannot describe a {type(model).__name__}; allowed: Encoder, Classifier")
+    if isinstance(model, ImageToImage | Barriered):
+        return {"kind": "image_to_image", **model.spec}
+    raise ConfigError(f"cannot describe a {type(model).__name__}; allowed: {', '.join(_KINDS)}")
 
 
 def build(description: dict[str, Any]) -> nn.Module:
@@ -37,7 +40,17 @@ def build(description: dict[str, Any]) -> nn.Module:
     if kind == "classifier":
         encoder = build({"kind": "encoder", **fields["encoder"]})
         return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]
-    raise ConfigError(allowed(kind, ["encoder", "classifier"], "model kind"))
+    if kind == "image_to_image":
+        return from_spec(fields)
+    raise ConfigError(allowed(kind, sorted(set(_KINDS.values())), "model kind"))
+
+
+_KINDS = {
+    "Encoder": "encoder",
+    "Classifier": "classifier",
+    "ImageToImage": "image_to_image",
+    "Barriered": "image_to_image",
+}
 
 
 def save(model: nn.Module, folder: Path) -> None:

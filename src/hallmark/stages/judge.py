@@ -13,6 +13,7 @@ from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, KeyFileError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
 
 
@@ -109,6 +110,8 @@ def _unreadable(place: dict[str, str]) -> dict[str, Any]:
 
 def kind_of(model: nn.Module) -> HostKind:
     """The host kind of a stored model."""
+    if isinstance(model, ImageToImage | Barriered):
+        return HostKind.IMAGE_TO_IMAGE
     return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
 
 
@@ -119,8 +122,8 @@ def _places(
     places = []
     kind = kind_of(subject)
     for access in sorted(scheme.access & LEVELS[kind], key=list(Access).index):
-        # weights are read as they are, whatever the queries run under
-        model, queried = (subject, False) if access is Access.WEIGHTS else (trunk, True)
+        # weights are read as they are; output images have eight bits, which bfloat16 has not
+        model, queried = (subject, False) if access in (Access.WEIGHTS, Access.IMAGES) else (trunk, True)
         if access is not Access.FEATURES or kind is HostKind.ENCODER:
             suspect = Suspect(model, kind, access, autocast=queried)
             places.append(({"access": str(access), "downstream": "", "task": ""}, suspect))

@@ -101,7 +101,12 @@ def _attack(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     attack = instantiate(config["attack"], "attack")
     victim = files.load(bench.open(stage.inputs["victim"].key))
     kind = kind_of(victim)
-    suspect = Suspect(victim, kind, attack.access_for(kind))
+    access = attack.access_for(kind)
+    if (
+        access is not Access.WEIGHTS
+    ):  # weights are edited on the CPU, where generators live; answers are quicker elsewhere
+        victim = victim.to(bench.device)
+    suspect = Suspect(victim, kind, access)
     data = bench.data.get(config["data"])
     if not attack.needs_labels:
         data = data.unlabelled()

@@ -1,0 +1,48 @@
+"""How an image-to-image network is fitted to pairs, as plain values; planning does without Lightning."""
+
+from dataclasses import dataclass
+
+from hallmark.errors import ConfigError, allowed
+
+LOSSES = ("l1", "l2", "l1_adv", "l2_adv", "perceptual_adv")
+"""The paper's five; ``adv`` adds a discriminator's loss."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Loss and schedule.
+
+    Args:
+        epochs: Passes over the patches.
+        batch: Pairs per step.
+        lr: Adam's learning rate; constant for half of the steps, then falling linearly to zero.
+        patches: Patches cut from each image, once.
+        loss: One of :data:`LOSSES`.
+        perceptual: Network of a perceptual loss; see :mod:`hallmark.models.perceptual`.
+    """
+
+    epochs: int = 300
+    batch: int = 16
+    lr: float = 1e-4
+    patches: int = 1
+    loss: str = "l2"
+    perceptual: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(allowed(self.loss, LOSSES, "loss on pairs"))
+        if self.epochs < 1 or self.batch < 2 or self.patches < 1 or self.lr <= 0:
+            raise ConfigError(
+                "a fit to pairs needs epochs ≥ 1, batch ≥ 2, patches ≥ 1 and lr > 0, "
+                f"got {self.epochs}, {self.batch}, {self.patches} and {self.lr}"
+            )
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator takes part."""
+        return self.loss.endswith("_adv")
+
+    @property
+    def label(self) -> str:
+        """The loss for people and rows; a perceptual one names its network."""
+        return f"{self.loss}[{self.perceptual}]" if self.loss.startswith("perceptual") else self.loss
