@@ -629,7 +629,6 @@ def test_labels_must_be_there(situation: str) -> None:
         uchida.embed(host(), key, owner().unlabelled(), trainer=Unused(), generator=generator(0))
 
 
-
 # Configuration
 
 
