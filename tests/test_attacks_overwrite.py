@@ -198,7 +198,7 @@ def test_the_scheme_decides_what_is_needed() -> None:
     assert not wpe.needs_labels
     assert wpe.knows == {"scheme"}
     assert (wpe.strength, wpe.unit) == (2.0, "wpe embedding.epochs")
-    assert (attack.strength, attack.unit) == (8.0, "bits bits")
+    assert (attack.strength, attack.unit) == (8.0, "bits bits in layer3.conv1")
     assert overwrite(8, layer_known=False).unit == "bits bits layer unknown"
 
 

@@ -38,7 +38,7 @@ def finding(tmp_path):
 def test_confirmed_if_all_pass(finding):
     found = finding([ALPHA, BASE, replace(BASE, downstream="b", value=0.001)], CHECK)
     assert (found.state, found.missing) == ("confirmed", "")
-    assert found.figure == "2 of 2 pass (p-value 0.0005 … 0.001)"
+    assert found.figure == "2 of 2 pass (p-value 0.0005 … 0.001; 1 seed)"
 
 
 def test_partly_if_some_pass(finding):
@@ -75,7 +75,7 @@ def test_pairs_compare_differences_with_an_inclusive_limit(finding):
     check = {"metric": "accuracy", "pair": {"suspect": ["marked", "original"]}, "all": ">= -0.02"}
     found = finding(rows, check)
     assert found.state == "confirmed"  # 0.88 - 0.90 is a little less than -0.02 in floating point
-    assert found.figure == "1 of 1 pass (accuracy, difference in points −2.0)"
+    assert found.figure == "1 of 1 pass (accuracy, difference in points −2.0; 1 seed)"
     assert finding(rows, {**check, "all": ">= -0.0199"}).state == "not confirmed"
 
 
@@ -130,3 +130,11 @@ def test_expected_files_of_the_project_can_be_read(path):
     expected = load(path)
     assert expected.claims
     assert len({claim.id for claim in expected.claims}) == len(expected.claims)
+
+
+def test_equal_numbers_of_different_stages_both_count(finding):
+    """Two experiments may share a stage, which counts once, or measure two things that come out equal."""
+    found = replace(BASE, metric="ber", value=0.0, run="first")
+    check = {"metric": "ber", "all": "== 0"}
+    assert finding([found, replace(found, experiment="f")], check).figure.startswith("1 of 1")
+    assert finding([found, replace(found, experiment="f", run="second")], check).figure.startswith("2 of 2")

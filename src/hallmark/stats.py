@@ -146,7 +146,8 @@ def clustered(counts: Sequence[int], sizes: Sequence[int], confidence: float = 0
 
     Clopper and Pearson's interval at the effective sample size (Korn and Graubard 1998): the variance between clusters
     tells how many independent trials the clusters are worth, and Student's quantiles account for how few they are.  It
-    is never narrower than :func:`clopper_pearson` on all trials.
+    is never narrower than :func:`clopper_pearson` on all trials, and the same where nothing shows how clusters differ:
+    for a single cluster, or without any success.
 
     Args:
         counts: Successes of each cluster.

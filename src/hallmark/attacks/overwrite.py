@@ -83,8 +83,9 @@ class OverwriteAttack(Attack):
 
     @property
     def unit(self) -> str:
-        """Scheme and field, and whether the layer is unknown."""
-        return f"{self._second.name} {self.varied}" + ("" if self.layer_known else " layer unknown")
+        """Scheme and field, and the layer where it is given, or that it is unknown."""
+        place = f" in {getattr(self._second, self.layer_field)}" if self.layer_field else ""
+        return f"{self._second.name} {self.varied}" + (place if self.layer_known else " layer unknown")
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator

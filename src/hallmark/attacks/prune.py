@@ -43,7 +43,6 @@ class Prune(Attack):
 
     name: ClassVar[str] = "prune"
     access: ClassVar[Access] = Access.WEIGHTS
-    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -60,6 +59,11 @@ class Prune(Attack):
     def hosts(self) -> frozenset[HostKind]:
         """Every kind; where training follows, those that labels can train."""
         return LABELLED_HOSTS if self.retrain_epochs else frozenset(HostKind)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Where training follows."""
+        return bool(self.retrain_epochs)
 
     @property
     def strength(self) -> float:

@@ -58,8 +58,11 @@ def architecture(frame: pd.DataFrame) -> pd.Series:
 
 
 def distinct(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with measurements that several experiments share counted once: all is equal but the experiment."""
-    provenance = {"experiment", "run", "wall_s", "device", "commit"}
+    """The frame with what several experiments share counted once: one stage measured it, whoever asked.
+
+    Equal numbers of different stages, which ``run`` tells apart, are different measurements.
+    """
+    provenance = {"experiment", "wall_s", "device", "commit"}
     return frame.drop_duplicates([column for column in frame.columns if column not in provenance])
 
 
@@ -103,8 +106,8 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One line per suspect model, access and seed: the identity columns but ``metric``, the metrics :data:`VERDICT`
-        (NaN where not measured), and ``count`` and ``n`` behind ``wsr``.  A p-value without a verdict of its own, such
-        as a wrong key's, is held against the experiment's alpha.
+        (NaN where not measured), ``count`` and ``n`` behind ``wsr``, and ``run``.  A p-value without a verdict of its
+        own, such as a wrong key's, is held against the experiment's alpha.
     """
     keys = [c for c in IDENTITY if c != "metric"]
     frame = _wide(rows, VERDICT, keys)
@@ -112,7 +115,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     judged = (frame["p_value"] <= alpha).astype("float64").where(frame["p_value"].notna() & alpha.notna())
     frame["detected"] = frame["detected"].fillna(judged)
     trials = rows[rows["metric"] == "wsr"][[*keys, "count", "n"]]
-    return frame.merge(trials, on=keys, how="left")
+    return frame.merge(trials, on=keys, how="left").merge(_runs(rows, keys), on=keys, how="left")
 
 
 def attacks(rows: pd.DataFrame) -> pd.DataFrame:
@@ -140,6 +143,8 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
         _outcome(*line)
         for line in zip(frame["detected_before"], frame["detected"], frame["loss"], frame["tolerance"], strict=True)
     ]
+    places = [*model, *ATTACK, "access"]
+    frame = frame.merge(_runs(marked, places), on=places, how="left")
     return frame.sort_values([*model, *ATTACK, "access"], ignore_index=True)
 
 
@@ -175,6 +180,11 @@ def _wide(rows: pd.DataFrame, metrics: Sequence[str], keys: Sequence[str]) -> pd
     chosen = rows[rows["metric"].isin(metrics)]
     wide = chosen.pivot_table(index=list(keys), columns="metric", values="value", aggfunc="first", observed=True)
     return wide.reindex(columns=list(metrics)).rename_axis(columns=None).reset_index()
+
+
+def _runs(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The stage that judged each place."""
+    return rows[rows["metric"] == "p_value"][[*keys, "run"]].drop_duplicates(list(keys))
 
 
 def _first(rows: pd.DataFrame, metric: str, keys: Sequence[str]) -> pd.DataFrame:

@@ -86,7 +86,7 @@ class Check:
         else:
             chosen = chosen.rename(columns={self.column: "cell"})
         keys = [c for c in IDENTITY if c not in self.over]
-        chosen = analysis.distinct(chosen[[*IDENTITY, "cell"]])
+        chosen = analysis.distinct(chosen[[*IDENTITY, "run", "cell"]])
         if self.over:
             chosen = chosen.groupby(keys, sort=False)["cell"].agg(self.aggregate).round(12).reset_index()
         return chosen.assign(passed=self.all.holds(chosen, rows))
@@ -163,4 +163,10 @@ def _figure(check: Check, cells: pd.DataFrame) -> str:
     low, high = check.show(known.min()), check.show(known.max())
     what = _NAMES.get(check.metric, check.metric.replace("_", " "))
     what += ", difference in points" if check.pair else _ENDS[check.column]
-    return f"{share} ({what} {low})" if low == high else f"{share} ({what} {low} … {high})"
+    reach = low if low == high else f"{low} … {high}"
+    seeds = "" if "seed" in check.over else f"; {_counted(cells['seed'].nunique(), 'seed')}"
+    return f"{share} ({what} {reach}{seeds})"
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

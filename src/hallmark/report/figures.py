@@ -44,7 +44,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
     suspects = [s for s in ("original", "marked") if (features["suspect"] == s).any()]
     if not suspects:
         return None
-    places = ordered(features[["experiment", "pretrain"]].drop_duplicates(), ["experiment", "pretrain"])
+    places = ordered(features.drop_duplicates("pretrain")[["experiment", "pretrain"]], ["pretrain"])
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(len(places), len(suspects), squeeze=False)
@@ -57,7 +57,6 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
                 ax.scatter(clean["x"], clean["y"], s=7, c=COLOURS[0], alpha=0.75, linewidths=0)
                 ax.scatter(triggered["x"], triggered["y"], s=16, c=COLOURS[1], marker="x", linewidths=0.9)
                 words = [_algorithm(place.pretrain), "unmarked" if suspect == "original" else "marked"]
-                words += [f"({place.experiment})"] if places["experiment"].nunique() > 1 else []
                 ax.set_title(" ".join(words).strip())
                 ax.tick_params(labelbottom=False, labelleft=False, length=0)
             line[0].set_ylabel("component 2")

@@ -1,6 +1,6 @@
 """What an experiment must not be: refused while planning, before hours go into what fails or can never succeed."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -39,6 +39,8 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
             raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
     known = {mark.variant for mark in marks}
     for name, group in config["attacks"].items():
+        if not isinstance(group, Mapping):
+            raise ConfigError(f"attacks.{name} is {group!r}; give its _target_, strength and strengths")
         for variant in group.get("variants") or []:
             if variant not in known:
                 raise ConfigError(allowed(variant, sorted(known), f"attacks.{name}.variants entry"))
@@ -76,7 +78,8 @@ def check_distinct(subjects: Iterable[Subject]) -> None:
     """Refuse two models that result rows could not tell apart."""
     seen: dict[tuple[object, ...], Subject] = {}
     for subject in subjects:
-        mark = (subject.mark.scheme.name, subject.mark.variant)
+        # rows of what bears no mark do not say whose key it was measured for
+        mark = (subject.mark.scheme.name, subject.mark.variant) if subject.suspect == "marked" else ()
         place = (*mark, subject.pretrain, subject.host, subject.suspect, subject.attack, subject.unit, subject.strength)
         if seen.setdefault(place, subject).stage.key != subject.stage.key:
             raise ConfigError(

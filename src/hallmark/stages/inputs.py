@@ -45,9 +45,19 @@ def native_data(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def embedding_data(config: Config) -> dict[str, Any]:
-    """Description of the images that the mark is embedded with: the owner's own, unless others are asked for."""
+    """Description of the images that the mark is embedded with: the owner's own, unless another set is asked for.
+
+    Raises:
+        ConfigError: The set is no group of ``conf/data/downstream``.
+    """
     other = config["embedding_data"]
-    return _images(config, other["name"], "train", other["train"]) if other else host_data(config, "owner")
+    if not other:
+        return host_data(config, "owner")
+    if not isinstance(other, Mapping) or not {"name", "train"} <= set(other):
+        raise ConfigError(f"embedding_data is {other!r}; write e.g. +data/downstream@embedding_data=gtsrb")
+    if other["name"] == config["data"]["name"]:  # the rest of the host's set belongs to the attacker
+        return host_data(config, "owner")
+    return _images(config, other["name"], "train", other["train"])
 
 
 def _images(config: Config, name: str, split: str, limit: int | None) -> dict[str, Any]:

@@ -72,10 +72,14 @@ def judge(
     if not places:
         levels = ", ".join(sorted(scheme.access))
         raise ConfigError(f"scheme {scheme.name!r} is seen at {levels}, and nothing in this experiment grants that")
+    beyond = []
     if reference is not None and Access.WEIGHTS in scheme.access:
         place = {"access": "weights_aligned", "downstream": "", "task": ""}
-        aligned = align(subject, reference, unseen=scheme.reads(reference, key))
-        places.append((place, Suspect(aligned, kind_of(aligned), Access.WEIGHTS)))
+        try:
+            aligned = align(subject, reference, unseen=scheme.reads(reference, key))
+            places.append((place, Suspect(aligned, kind_of(aligned), Access.WEIGHTS)))
+        except ConfigError:  # another architecture
+            beyond.append(place)
     seed = derive_seed(config["seed"], "verify", key.commitment(), purpose)
     decoys = scheme.decoys(host, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
     fresh = scheme.decoys(host, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
@@ -89,7 +93,7 @@ def judge(
         for (place, suspect), evidence in zip(readable, found, strict=True)
     ]
     blank = [place for place, suspect in places if not any(suspect is seen for _, seen in readable)]
-    return [*judged, *(_unreadable(place) for place in blank)]
+    return [*judged, *(_unreadable(place) for place in [*blank, *beyond])]
 
 
 def _readable(scheme: Scheme, suspect: Suspect, key: Key) -> bool:
@@ -98,7 +102,7 @@ def _readable(scheme: Scheme, suspect: Suspect, key: Key) -> bool:
         return True
     try:
         scheme.extract(suspect, key)
-    except KeyFileError:
+    except (KeyFileError, ConfigError):  # the layer has another shape, or there is none of its name
         return False
     return True
 

@@ -45,7 +45,7 @@ def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row
 
 
 def _record_split(experiment: Experiment, folder: Path) -> None:
-    """Write which images of the host's data set belong to the owner, the attacker and the test, as indices.
+    """Write which training images of the host's data set belong to the owner and which to the attacker, as indices.
 
     The file is named by the split's description, so one that is there is right and needs no data to be loaded.
     """

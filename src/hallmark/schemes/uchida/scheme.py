@@ -12,6 +12,7 @@ from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trai
 from hallmark.core.scheme import Images
 from hallmark.data.augment import ViewRecipe
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.classifier import Classifier
 from hallmark.models.layers import find_layer
 from hallmark.optimisation import Training
 from hallmark.pretrain.recipe import CROP_AND_FLIP
@@ -84,7 +85,6 @@ class Uchida(Scheme):
     name: ClassVar[str] = "uchida"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
-    uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.carrier not in CARRIERS:
@@ -95,6 +95,11 @@ class Uchida(Scheme):
             raise ConfigError(f"scheme.bits must be at least 1, got {self.bits}")
 
     @property
+    def uses_labels(self) -> bool:  # type: ignore[override]
+        """Where the network learns them along with the mark."""
+        return self.embedding.situation in ("train", "finetune")
+
+    @property
     def chance(self) -> float | None:  # type: ignore[override]
         """½ where X is Gaussian and the message random: every bit is then a fair coin of its own, whatever the weights.
 
@@ -103,7 +108,12 @@ class Uchida(Scheme):
         return 0.5 if (self.carrier, self.message) == ("random", "random") else None
 
     def check_host(self, host: nn.Module) -> None:
-        """Refuse a layer that the host has not, and a message that the layer has no room for."""
+        """Refuse a layer that the host has not, a message it has no room for, and training without labels to learn."""
+        if self.embedding.situation == "train" and not isinstance(host, Classifier):
+            raise ConfigError(
+                "scheme.embedding.situation=train trains a classifier on labels, but the host is an encoder; "
+                "use distill, finetune or posthoc"
+            )
         self.keygen(host, None, generator=torch.Generator())
 
     def reads(self, model: nn.Module, key: Key) -> Collection[str]:
