@@ -78,7 +78,7 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
         if judgement["trials"]:
             wrong_bits = judgement["trials"] - judgement["matches"]
             metric, count = (
-                ("ber", wrong_bits) if judgement["access"] == Access.WEIGHTS else ("wsr", judgement["matches"])
+                ("ber", wrong_bits) if judgement["access"].startswith(Access.WEIGHTS) else ("wsr", judgement["matches"])
             )
             yield _share(row, metric, count, judgement["trials"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
