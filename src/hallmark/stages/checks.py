@@ -37,7 +37,7 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     for name in calibration["extra_seeds"]:
         if name not in METHODS:
             raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
-    known = {mark.variant for mark in marks}
+    known = {mark.name for mark in marks}
     for name, group in config["attacks"].items():
         if not isinstance(group, Mapping):
             raise ConfigError(f"attacks.{name} is {group!r}; give its _target_, strength and strengths")
