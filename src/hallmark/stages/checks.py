@@ -39,7 +39,7 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
             raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
         if not isinstance(number, int) or number < 0:
             raise ConfigError(f"calibration.extra_seeds.{name} must be a whole number of at least 0, got {number!r}")
-    known = {mark.variant for mark in marks}
+    known = {mark.name for mark in marks}
     for name, group in config["attacks"].items():
         if not isinstance(group, Mapping):
             raise ConfigError(f"attacks.{name} is {group!r}; give its _target_, strength and strengths")

@@ -21,6 +21,11 @@ class Mark:
     variant: str = ""
 
     @property
+    def name(self) -> str:
+        """What experiments call it: the variant, or else the scheme."""
+        return self.variant or self.scheme.name
+
+    @property
     def label(self) -> str:
         """Scheme and variant, for people."""
         return f"{self.scheme.name} {self.variant}".strip()

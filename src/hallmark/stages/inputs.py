@@ -90,9 +90,9 @@ def strengths(group: Config) -> list[float]:
     return list(group["strengths"])
 
 
-def concerns(group: Config, variant: str) -> bool:
-    """Whether an attack is made on a variant of the scheme: on all, unless the group lists ``variants``."""
-    return not group.get("variants") or variant in group["variants"]
+def concerns(group: Config, mark: str) -> bool:
+    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``."""
+    return not group.get("variants") or mark in group["variants"]
 
 
 def variants(config: Config) -> dict[str, dict[str, Any]]:

@@ -107,7 +107,7 @@ class _Planner:
                     yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
                 for attack, group in self.config["attacks"].items():
                     listed = strengths(group)
-                    if not concerns(group, mark.variant):
+                    if not concerns(group, mark.name):
                         continue
                     for strength in listed:
                         yield self._attacked(embed, "marked", attack, strength, **shared)

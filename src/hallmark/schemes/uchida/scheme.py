@@ -10,29 +10,24 @@ from torch import nn
 
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
 from hallmark.core.scheme import Images
-from hallmark.data.augment import ViewRecipe
 from hallmark.errors import ConfigError, allowed
-from hallmark.models.classifier import Classifier
 from hallmark.models.layers import find_layer
-from hallmark.optimisation import Training
-from hallmark.pretrain.recipe import CROP_AND_FLIP
+from hallmark.schemes.situations import Situation
 from hallmark.schemes.uchida.carriers import CARRIERS, draw_carrier
 from hallmark.schemes.uchida.filters import filter_shape
 from hallmark.schemes.uchida.posthoc import embed_posthoc
 from hallmark.schemes.uchida.regulariser import host_layer, loss_per_bit, read, right_bits
 
-SITUATIONS = ("train", "finetune", "distill", "posthoc")
 MESSAGES = ("random", "ones")
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Situation):
     """How the mark gets into the network.
 
     Args:
-        situation: ``train`` from fresh weights with labels; ``finetune`` on from the host with labels (an encoder is
-            held to its own features instead); ``distill`` on from the host to its own answers, without labels;
-            ``posthoc`` moves the host layer alone to the nearest weights that carry the mark, without data.
+        situation: As in :class:`~hallmark.schemes.situations.Situation`, or ``posthoc``: the host layer alone moves to
+            the nearest weights that carry the mark, without data.
         mark: λ, the weight of the embedding loss summed over the bits.
         epochs: Passes over the owner's images; like everything below, without meaning for ``posthoc``.
         batch: Images per step.
@@ -41,27 +36,7 @@ class Embedding:
         batch_norm: ``train`` updates the statistics, ``frozen`` keeps the host's.
     """
 
-    situation: str = "train"
-    mark: float = 0.01
-    epochs: int = 200
-    batch: int = 64
-    training: Training = field(default_factory=lambda: Training("sgd", lr=0.1, weight_decay=5e-4, schedule="steps"))
-    view: ViewRecipe = CROP_AND_FLIP
-    batch_norm: str = "train"
-
-    def __post_init__(self) -> None:
-        for value, choices, what in (
-            (self.situation, SITUATIONS, "scheme.embedding.situation"),
-            (self.batch_norm, ("frozen", "train"), "scheme.embedding.batch_norm"),
-        ):
-            if value not in choices:
-                raise ConfigError(allowed(value, choices, what))
-        if not 0 <= self.mark < math.inf:
-            raise ConfigError(f"scheme.embedding.mark must be a finite number of at least 0, got {self.mark}")
-        if self.epochs < 1 or self.batch < 2:
-            raise ConfigError(f"scheme.embedding needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
-        if (self.situation, self.batch_norm) == ("train", "frozen"):
-            raise ConfigError("fresh weights have no statistics worth keeping; set scheme.embedding.batch_norm=train")
+    situations: ClassVar[tuple[str, ...]] = (*Situation.situations, "posthoc")
 
 
 @dataclass(frozen=True)
@@ -97,7 +72,7 @@ class Uchida(Scheme):
     @property
     def uses_labels(self) -> bool:  # type: ignore[override]
         """Where the network learns them along with the mark."""
-        return self.embedding.situation in ("train", "finetune")
+        return self.embedding.learns_labels
 
     @property
     def chance(self) -> float | None:  # type: ignore[override]
@@ -109,11 +84,7 @@ class Uchida(Scheme):
 
     def check_host(self, host: nn.Module) -> None:
         """Refuse a layer that the host has not, a message it has no room for, and training without labels to learn."""
-        if self.embedding.situation == "train" and not isinstance(host, Classifier):
-            raise ConfigError(
-                "scheme.embedding.situation=train trains a classifier on labels, but the host is an encoder; "
-                "use distill, finetune or posthoc"
-            )
+        self.embedding.check_host(host)
         self.keygen(host, None, generator=torch.Generator())
 
     def reads(self, model: nn.Module, key: Key) -> Collection[str]:
