@@ -30,7 +30,20 @@ PRETRAINS = ("simclr", "moco_v2", "byol", "supervised")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "locked_accuracy", "unlocked_accuracy", "map", "tolerance"),
-    *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber", "auc", "tpr"),
+    *(
+        "p_value",
+        "p_min",
+        "alpha",
+        "fpr_alpha",
+        "detected",
+        "wsr",
+        "foreign_flip",
+        "success_rate",
+        "fpr",
+        "ber",
+        "auc",
+        "tpr",
+    ),
 )
 METRICS = (
     *FRACTIONS,
