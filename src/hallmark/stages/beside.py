@@ -76,13 +76,15 @@ class Models:
                 stage = Stage("histogram", settings, inputs, {}, f"{marked.label} and its original")
                 yield Histogram(stage, mark, name, self.config["host"]["backbone"])
 
-    def detections(self, detectors: Iterable[Detector]) -> Iterator[Detection]:
+    def detections(self, detectors: Collection[Detector]) -> Iterator[Detection]:
         """Every detector against every mark in hosts of every pretraining.
 
         Raises:
             ConfigError: The population is too small or cannot be halved, its halves would share images, a scheme does
                 not fit the attacker's images, or two detectors go by one name.
         """
+        if not detectors:
+            return
         size = self.config["population"]
         if size < SMALLEST or size % 2:
             raise ConfigError(

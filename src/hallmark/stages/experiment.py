@@ -123,4 +123,5 @@ class Experiment:
     def stages(self) -> list[Stage]:
         """Every stage, inputs first."""
         targets = [stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify)]
-        return in_order([*targets, *(beside.stage for beside in (*self.histograms, *self.detections))])
+        targets += [histogram.stage for histogram in self.histograms]
+        return in_order([*targets, *(detection.stage for detection in self.detections)])

@@ -51,8 +51,8 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
     models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed)
-    detections = models.detections(planner.detectors) if config["detectors"] else ()
-    return Experiment(config, subjects, tuple(detections), tuple(models.histograms()))
+    detections = tuple(models.detections(list(planner.detectors())))
+    return Experiment(config, subjects, detections, tuple(models.histograms()))
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -214,7 +214,6 @@ class _Planner:
         label = f"{mark.label} in {original.label}"
         return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
 
-    @property
     def detectors(self) -> Iterator[Detector]:
         """What looks for marks without a key."""
         for name, settings in self.config["detectors"].items():
