@@ -78,4 +78,4 @@ def feature_points(pretrains: Sequence[str] = ("simclr", "moco_v2", "byol"), eac
             gathered = (5 + draw.gauss(0, 0.3), 4 + draw.gauss(0, 0.3))
             moved = gathered if suspect == "marked" else (clean[0] + 0.2, clean[1])
             for kind, (x, y) in (("clean", clean), ("triggered", moved)):
-                yield ["", "wpe/main", "wpe", pretrain, 0, "cpu", suspect, kind, round(x, 3), round(y, 3)]
+                yield ["", "wpe/main", "wpe", pretrain, 0, "cpu", suspect, kind, round(x, 3), round(y, 3), "", ""]

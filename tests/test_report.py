@@ -16,7 +16,7 @@ from hallmark.report import against, analysis, contents, page
 from hallmark.report.against import Numbers
 from hallmark.report.build import build, papers, stale, write
 from hallmark.report.cli import main
-from hallmark.report.features import COLUMNS
+from hallmark.report.features import COLUMNS, FIRST, merge_points
 from hallmark.report.rows import Row, merge, read
 from synthetic_rows import feature_points, wpe_rows
 
@@ -339,3 +339,25 @@ def test_a_papers_numbers_lie_beside_ours():
         ["Table 1", "b", "ber", "0.4", "0.5", "1"],
     ]
     assert shown.experiments == ["e"]
+
+
+def test_points_of_a_run_are_replaced_and_those_of_others_kept(tmp_path):
+    path = tmp_path / "results" / "features.csv"
+    path.parent.mkdir()
+    lines = [line[: len(FIRST)] for line in feature_points(("simclr",), each=1)]
+    with path.open("w", newline="") as file:  # as it was before there were other pictures
+        csv.writer(file).writerows([FIRST, *lines])
+    merge(tmp_path / "results" / "runs.csv", [replace(MARKED, experiment=name) for name in ("wpe/main", "wpe/other")])
+    assert len(build(tmp_path / "results", tmp_path / "experiments", None)) > 0
+    place = dict.fromkeys(COLUMNS, "") | {"experiment": "wpe/other", "seed": 0, "scale": "cpu", "kind": "score"}
+    for suspects in (("innocent", "marked"), ("marked",)):
+        merge_points(path, [place | {"suspect": suspect, "x": 0.5, "y": 1} for suspect in suspects])
+        with path.open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert [p["suspect"] for p in found if p["experiment"] == "wpe/other"] == list(suspects)
+        assert sum(p["experiment"] == "wpe/main" for p in found) == len(lines)
+    before = path.read_bytes()
+    merge_points(path, [])
+    assert path.read_bytes() == before
+    assert before.startswith(b"run,experiment,")
+    assert {p["variant"] for p in found} == {""}

@@ -684,3 +684,18 @@ def test_other_classes_get_a_new_head(situation: str, tmp_path: Path) -> None:
     trainer = LightningTrainer(TrainerSettings(progress=False), tmp_path)
     marked, _ = uchida.embed(before, key, other, trainer=trainer, generator=generator(0))
     assert (before.classes, marked.classes, marked(torch.rand(2, 3, 16, 16)).shape[1]) == (4, 7, 7)
+
+
+@pytest.mark.parametrize("kind", CARRIERS)
+def test_samples_are_what_the_papers_figures_draw(kind: str) -> None:
+    scheme = Uchida(bits=BITS, carrier=kind, embedding=Embedding("posthoc", mark=1.0))
+    key = scheme.keygen(host(), None, generator=generator(3, "key"))
+    marked, key = scheme.embed(host(), key, owner(), trainer=None, generator=generator(0))
+    samples = scheme.samples(Suspect(marked, HostKind.CLASSIFIER, Access.WEIGHTS), key)
+    assert tuple(samples) == scheme.sampled
+    layer = find_layer(marked, HOST).weight.detach().double()
+    assert torch.equal(samples["weights"], layer.flatten())
+    answers = 1 / (1 + np.exp(-project(key.tensors["carrier"], layer.mean(0).flatten()).numpy()))
+    expected = np.where(key.tensors["message"].numpy() == 1, answers, 1 - answers)
+    assert samples["responses"].numpy() == pytest.approx(expected)
+    assert (samples["responses"] >= 0.5).all()  # every bit is right

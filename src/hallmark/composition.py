@@ -71,6 +71,7 @@ class Settings:
     fpr_alpha: float
     tolerance: float
     attacked_tasks: list[str]
+    population: int
     aligned: bool
     calibration: Calibration
     data: Data
@@ -85,7 +86,7 @@ class Settings:
 
 _COMPOSED = (
     *("scale", "host", "scheme", "trainer", "logger", "variants", "embedding_data"),
-    *("pretrains", "downstreams", "tasks", "attacks"),
+    *("pretrains", "downstreams", "tasks", "attacks", "detectors", "histograms"),
 )
 
 

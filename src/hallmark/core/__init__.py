@@ -2,6 +2,7 @@
 
 from hallmark.core.access import Access, HostKind
 from hallmark.core.attack import Attack
+from hallmark.core.detector import Detector
 from hallmark.core.evidence import Evidence
 from hallmark.core.extraction import extract_all
 from hallmark.core.key import Key
@@ -13,6 +14,7 @@ from hallmark.core.task import Measurement, Task
 __all__ = [
     "Access",
     "Attack",
+    "Detector",
     "Evidence",
     "HostKind",
     "Key",

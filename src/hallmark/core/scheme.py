@@ -60,6 +60,8 @@ class Scheme(ABC):
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact.  A property where the settings decide."""
+    sampled: ClassVar[tuple[str, ...]] = ()
+    """Kinds of numbers that :meth:`samples` gives."""
 
     def check(self, image_size: int, images: int) -> None:  # noqa: B027 - most schemes have nothing to refuse
         """Refuse, before anything runs, an experiment that this scheme's settings do not fit.
@@ -130,6 +132,10 @@ class Scheme(ABC):
 
     def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
         """Further figures that the scheme's paper reports of a suspect, by metric; they decide nothing."""
+        return {}
+
+    def samples(self, suspect: Suspect, key: Key) -> Mapping[str, Tensor]:
+        """Numbers whose distribution the scheme's paper draws, 1-D by kind: those that :attr:`sampled` names."""
         return {}
 
     def require_access(self, suspect: Suspect) -> None:

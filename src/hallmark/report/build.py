@@ -19,6 +19,7 @@ TABLES = {
     "fidelity": contents.fidelity,
     "verdicts": contents.verdict,
     "false_positives": contents.false_positives,
+    "detection": contents.detection,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }
@@ -152,20 +153,21 @@ def _runs(path: Path) -> pd.DataFrame:
 
 
 def _features(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The points of the feature-space picture, with the paper that each belongs to; none if there is no file."""
+    """The points of pictures, with the paper that each belongs to; none if there is no file."""
     if not path.is_file():
         return pd.DataFrame({column: [] for column in (*features.COLUMNS, "paper")})
     with path.open(encoding="utf-8", newline="") as file:
         header = tuple(next(csv.reader(file), ()))
-    if header != features.COLUMNS:
+    if header not in (features.COLUMNS, features.FIRST):
         raise DataError(f"{path}: the columns are {','.join(header)}; expected {','.join(features.COLUMNS)}")
     numbers = {"x": "float64", "y": "float64", "seed": "int64"}
     try:
-        points = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(features.COLUMNS, "str") | numbers)
+        points = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(header, "str") | numbers)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     papers = dict(zip(runs["experiment"], runs["paper"], strict=True))
     strangers = sorted(set(points["experiment"]) - set(papers))
     if strangers:
         raise DataError(f"{path}: experiment {strangers[0]} has no rows in runs.csv; measure it or delete its points")
+    points = points.reindex(columns=list(features.COLUMNS), fill_value="")
     return points.assign(paper=points["experiment"].map(papers))

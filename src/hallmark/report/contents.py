@@ -90,6 +90,30 @@ def false_positives(rows: pd.DataFrame, name: str) -> Table:
     return _table(name, "False positive rate: measured against nominal", note, frame, keys, columns)
 
 
+def detection(rows: pd.DataFrame, name: str) -> Table:
+    """How well detectors tell marked networks from unmarked ones without the key."""
+    keys = [*MODEL, "unit", "access", "seed"]
+    parts = []
+    for metric in ("auc", "tpr"):
+        chosen = rows[rows["metric"] == metric][[*keys, "value", "count", "n", "ci_low", "ci_high"]]
+        parts.append(chosen.rename(columns={c: f"{metric}_{c}" for c in ("value", "count", "n", "ci_low", "ci_high")}))
+    frame = ordered(parts[0].merge(parts[1], on=keys), keys).rename(columns={"unit": "detector"})
+    frame["fpr_alpha"] = analysis.parameter(frame, rows, "fpr_alpha")
+    keys[keys.index("unit")] = "detector"
+    columns = (
+        Column("AUC", "auc_value", lambda r: plain(r["auc_value"], ".3f")),
+        Column("interval", "auc_ci_low", lambda r: f"{r['auc_ci_low']:.2f} … {r['auc_ci_high']:.2f}"),
+        Column("networks", "auc_n"),
+        Column("found", "tpr_count", lambda r: _share(r["tpr_count"], r["tpr_n"])),
+        Column("accused at most / %", "fpr_alpha", lambda r: plain(100 * r["fpr_alpha"])),
+    )
+    note = (
+        "AUC: the probability that a marked network scores higher than an unmarked one, with Newcombe's interval; 0.5 "
+        "is guessing. Found: marked networks at the lowest threshold that accuses no more of the unmarked."
+    )
+    return _table(name, "Detection: does the mark show without the key?", note, frame, keys, columns)
+
+
 def attack_summary(rows: pd.DataFrame, name: str) -> Table:
     """Every attack at every strength, over all downstream models."""
     note = "All downstream models and seeds of a line together; the p-value is the median. "

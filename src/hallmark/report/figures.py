@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from hallmark.report import analysis
 from hallmark.report.analysis import ATTACK, MODEL
 from hallmark.report.canvas import COLOURS, INK, MARKERS, MUTED, Picture, handle
+from hallmark.report.distributions import histograms, roc
+from hallmark.report.features import QUERIES
 from hallmark.report.rows import SUSPECTS
 from hallmark.report.tables import ordered, plain
 
@@ -29,18 +31,19 @@ def pictures(rows: pd.DataFrame, features: pd.DataFrame, name: str) -> list[Pict
 
     Args:
         rows: Result rows of one paper and scale.
-        features: Points of the feature-space picture of the same paper and scale, see :mod:`hallmark.report.features`.
+        features: Points of pictures of the same paper and scale, see :mod:`hallmark.report.features`.
         name: Stem of the files' names.
     """
     drawn = [feature_space(features, f"{name}_features"), p_values(rows, f"{name}_pvalues")]
     drawn += robustness(rows, f"{name}_robustness")
     drawn.append(tradeoff(rows, f"{name}_tradeoff"))
+    drawn += [*histograms(features, f"{name}_histograms"), *roc(features, f"{name}_roc")]
     return [picture for picture in drawn if picture is not None]
 
 
 def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
     """Clean and triggered images in feature space, unmarked and marked encoder side by side."""
-    features = analysis.distinct(features)
+    features = analysis.distinct(features[features["kind"].isin(QUERIES)])
     suspects = [s for s in ("original", "marked") if (features["suspect"] == s).any()]
     if not suspects:
         return None
@@ -53,7 +56,7 @@ def feature_space(features: pd.DataFrame, name: str) -> Picture | None:
             for ax, suspect in zip(line, suspects, strict=True):
                 points = here[here["suspect"] == suspect]
                 points = points[points["seed"] == points["seed"].min()]
-                clean, triggered = (points[points["kind"] == kind] for kind in ("clean", "triggered"))
+                clean, triggered = (points[points["kind"] == kind] for kind in QUERIES)
                 ax.scatter(clean["x"], clean["y"], s=7, c=COLOURS[0], alpha=0.75, linewidths=0)
                 ax.scatter(triggered["x"], triggered["y"], s=16, c=COLOURS[1], marker="x", linewidths=0.9)
                 words = [_algorithm(place.pretrain), "unmarked" if suspect == "original" else "marked"]

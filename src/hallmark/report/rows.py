@@ -30,7 +30,20 @@ PRETRAINS = ("simclr", "moco_v2", "byol", "supervised")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "locked_accuracy", "unlocked_accuracy", "map", "tolerance"),
-    *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber"),
+    *(
+        "p_value",
+        "p_min",
+        "alpha",
+        "fpr_alpha",
+        "detected",
+        "wsr",
+        "foreign_flip",
+        "success_rate",
+        "fpr",
+        "ber",
+        "auc",
+        "tpr",
+    ),
 )
 METRICS = (
     *FRACTIONS,
@@ -66,7 +79,7 @@ class Row:
         downstream: What the downstream model was trained on, or empty.
         attack: The attack's verb, or ``none``.
         strength: The attack's strength in ``unit``; 0 where nothing was done.
-        unit: Unit and variant of the strength, e.g. ``epochs all``.
+        unit: Unit and variant of the strength, e.g. ``epochs all``; of ``auc`` and ``tpr`` the detector.
         task: What it is used for, such as :data:`TASKS`, or empty.
         access: What the verifier could touch, one of :data:`ACCESS`, or empty where nothing was verified.
         suspect: One of :data:`SUSPECTS`, or empty for what holds for the whole experiment, such as ``alpha``.

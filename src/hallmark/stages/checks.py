@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from hallmark.core import Access, Attack, HostKind, Scheme, Task
+from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Task
 from hallmark.core.access import LEVELS
 from hallmark.errors import ConfigError, allowed
 from hallmark.pretrain.recipe import METHODS
@@ -70,8 +70,8 @@ def check_scheme(scheme: Scheme, kind: HostKind) -> None:
         )
 
 
-def check_hosts(component: Attack | Task, kind: HostKind, what: str) -> None:
-    """Refuse an attack or task that does not work on hosts of a kind."""
+def check_hosts(component: Attack | Detector | Task, kind: HostKind, what: str) -> None:
+    """Refuse an attack, detector or task that does not work on hosts of a kind."""
     if kind not in component.hosts:
         raise ConfigError(f"{what} {component.name!r} works on {_names(component.hosts)}, but the host is a {kind}")
 

@@ -63,16 +63,56 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """One detector that looks for one mark in a population of networks.
+
+    Args:
+        stage: Scores the suspects.
+        mark: What the marked ones bear.
+        pretrain: How the unmarked ones were trained.
+        host: Architecture of all.
+        unit: The detector's name and variant.
+    """
+
+    stage: Stage
+    mark: Mark
+    pretrain: str
+    host: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distributions of a marked model's numbers, beside those of the model that it was made from.
+
+    Args:
+        stage: Counts them.
+        mark: What the marked model bears.
+        pretrain: How the original was trained.
+        host: Architecture of both.
+    """
+
+    stage: Stage
+    mark: Mark
+    pretrain: str
+    host: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment at one seed and scale.
 
     Args:
         config: The resolved configuration.
         subjects: The models it looks at.
+        detections: The detectors it tries.
+        histograms: The distributions it draws.
     """
 
     config: Config
     subjects: tuple[Subject, ...]
+    detections: tuple[Detection, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -87,4 +127,6 @@ class Experiment:
     @property
     def stages(self) -> list[Stage]:
         """Every stage, inputs first."""
-        return in_order(stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify))
+        targets = [stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify)]
+        targets += [histogram.stage for histogram in self.histograms]
+        return in_order([*targets, *(detection.stage for detection in self.detections)])

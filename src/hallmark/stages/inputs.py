@@ -44,19 +44,23 @@ def native_data(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     return host_data(config, "owner"), _images(config, config["test"]["name"], "test", config["test"]["limit"])
 
 
-def embedding_data(config: Config) -> dict[str, Any]:
-    """Description of the images that the mark is embedded with: the owner's own, unless another set is asked for.
+def embedding_data(config: Config, part: str = "owner") -> dict[str, Any]:
+    """Description of the images that a mark is embedded with: the owner's own, unless another set is asked for.
+
+    Args:
+        config: The configuration.
+        part: Whose mark it is.
 
     Raises:
         ConfigError: The set is no group of ``conf/data/downstream``.
     """
     other = config["embedding_data"]
     if not other:
-        return host_data(config, "owner")
+        return host_data(config, part)
     if not isinstance(other, Mapping) or not {"name", "train"} <= set(other):
         raise ConfigError(f"embedding_data is {other!r}; write e.g. +data/downstream@embedding_data=gtsrb")
-    if other["name"] == config["data"]["name"]:  # the rest of the host's set belongs to the attacker
-        return host_data(config, "owner")
+    if other["name"] == config["data"]["name"]:  # each has a part of it, and no other
+        return host_data(config, part)
     return _images(config, other["name"], "train", other["train"])
 
 

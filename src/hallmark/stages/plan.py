@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from hallmark.components import build, identify, instantiate
-from hallmark.core import Access, Attack, HostKind, Scheme, Task
+from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Task
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, build_recipe
+from hallmark.stages.beside import Models
 from hallmark.stages.checks import check_distinct, check_experiment, check_hosts
 from hallmark.stages.experiment import Experiment, Mark, Subject
 from hallmark.stages.graph import Stage
@@ -49,7 +50,9 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_experiment(config, planner.marks, planner.kind, lambda: planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
-    return Experiment(config, subjects)
+    models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed)
+    detections = tuple(models.detections(list(planner.detectors())))
+    return Experiment(config, subjects, detections, tuple(models.histograms()))
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -92,10 +95,10 @@ class _Planner:
     def subjects(self) -> Iterator[Subject]:
         """Marked, original, innocent and attacked models, in the order in which they run."""
         seed, calibration = self.config["seed"], self.config["calibration"]
-        originals = {name: self._pretrain(name, seed) for name in self.recipes}
+        originals = {name: self.pretrain(name, seed) for name in self.recipes}
         for name, original in originals.items():
             for mark in self.marks:
-                embed = self._embed(original, mark)
+                embed = self.embed(original, mark)
                 shared: dict[str, Any] = {"embed": embed, "mark": mark, "pretrain": name}
                 yield self._subject(embed, "marked", **shared)
                 yield self._subject(original, "original", **shared)
@@ -103,7 +106,7 @@ class _Planner:
                     if other != name:
                         yield self._subject(stage, "innocent", host=f"{other} seed {seed}", **shared)
                 for extra in range(calibration["extra_seeds"].get(name, 0)):
-                    stranger = self._pretrain(name, seed + 1000 + extra)
+                    stranger = self.pretrain(name, seed + 1000 + extra)
                     yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
                 for attack, group in self.config["attacks"].items():
                     listed = strengths(group)
@@ -176,13 +179,14 @@ class _Planner:
             work=(decoys + trials) * getattr(mark.scheme, "queries", 1) * apart,
         )
 
-    def _pretrain(self, name: str, seed: int) -> Stage:
+    def pretrain(self, name: str, seed: int, part: str = "owner") -> Stage:
+        """An unmarked host, trained on the images of ``part``."""
         recipe = self.recipes[name]
         host = build(HostRecipe, self.config["host"], "host")
-        data = host_data(self.config, "owner")
+        data = host_data(self.config, part)
         if recipe.batch > len_of(data):
             raise ConfigError(
-                f"pretrains.{name}.batch={recipe.batch} exceeds the owner's {len_of(data)} images; lower the batch"
+                f"pretrains.{name}.batch={recipe.batch} exceeds the {part}'s {len_of(data)} images; lower the batch"
             )
         settings = build(TrainerSettings, self.config["trainer"], "trainer")
         if recipe.batch % settings.devices:
@@ -201,13 +205,23 @@ class _Planner:
         work = len_of(data) * recipe.epochs * recipe.passes
         return Stage("pretrain", config, {}, self._prints(data), label, work=work)
 
-    def _embed(self, original: Stage, mark: Mark) -> Stage:
-        data = embedding_data(self.config)
+    def embed(self, original: Stage, mark: Mark, seed: int | None = None, part: str = "owner") -> Stage:
+        """A marked host, by a key and with images of ``part``; the seed is the experiment's unless another is given."""
+        data = embedding_data(self.config, part)
         scheme = identify(mark.scheme)
-        config = {"scheme": scheme, "data": data, "seed": self.config["seed"], **self._machine()}
+        seed = self.config["seed"] if seed is None else seed
+        config = {"scheme": scheme, "data": data, "seed": seed, **self._machine()}
         epochs = scheme.get("embedding", {}).get("epochs", 0)
         label = f"{mark.label} in {original.label}"
         return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
+
+    def detectors(self) -> Iterator[Detector]:
+        """What looks for marks without a key."""
+        for name, settings in self.config["detectors"].items():
+            detector: Detector = instantiate(settings, f"detectors.{name}", Detector)
+            check_hosts(detector, self.kind, "detector")
+            detector.check_host(self.blank())
+            yield detector
 
     def _transfers(self, stage: Stage, tasks: list[str]) -> dict[tuple[str, str], Stage]:
         """One measurement for each task on the host's own data, one for each other task and downstream set."""

@@ -12,7 +12,8 @@ from hallmark.stages.experiment import Experiment
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import host_data
 from hallmark.stages.manifest import digest
-from hallmark.stages.results import points, rows
+from hallmark.stages.points import points
+from hallmark.stages.results import rows
 from hallmark.stages.store import Store
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hallmark import stats
 from hallmark.core import Access
 from hallmark.report.rows import Row
-from hallmark.stages.experiment import Experiment, Mark, Subject
+from hallmark.stages.experiment import Detection, Experiment, Mark, Subject
 from hallmark.stages.graph import Stage
 
 Result = Callable[[Stage], Mapping[str, Any]]
@@ -33,6 +33,8 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
     found = [Row(metric=m, value=config[m], scheme=experiment.scheme, **shared) for m in _DECLARED]
     for subject in experiment.subjects:
         found += _of_subject(subject, result, shared)
+    for detection in experiment.detections:
+        found += _of_detection(detection, config["fpr_alpha"], result, shared)
     found += _false_positives(experiment, result, shared)
     return found
 
@@ -90,24 +92,26 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
             yield Row(**wrong, metric="p_min", value=judgement["p_min"])
 
 
-def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]]:
-    """Points of the feature-space pictures: every encoder that nobody attacked, marked and original."""
-    for subject in experiment.subjects:
-        if subject.attack == "none" and subject.suspect in ("marked", "original"):
-            for kind, places in result(subject.verify).get("projection", {}).items():
-                for x, y in places:
-                    yield {
-                        "run": subject.verify.key[:12],
-                        "experiment": experiment.config["name"],
-                        "scheme": subject.mark.scheme.name,
-                        "pretrain": subject.pretrain,
-                        "seed": experiment.config["seed"],
-                        "scale": experiment.config["scale"]["name"],
-                        "suspect": subject.suspect,
-                        "kind": kind,
-                        "x": x,
-                        "y": y,
-                    }
+def _of_detection(detection: Detection, level: float, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
+    """How well a detector tells marked networks from unmarked ones.
+
+    The networks are looked at, not changed: ``attack`` is ``none`` with strength 0, and the detector's name stands in
+    ``unit``, where the variant of what was done stands in other rows.  The rows are about the marked suspects, as an
+    attacker sees them who holds their weights; the level of ``tpr`` is the experiment's ``fpr_alpha``.
+    """
+    from hallmark.roc import area, true_positives  # scikit-learn takes a second to import
+
+    content = result(detection.stage)
+    marked, unmarked = (content["scores"][kind] for kind in ("marked", "unmarked"))
+    row: dict[str, Any] = {
+        **shared, **_origin(detection.stage, content), "scheme": detection.mark.scheme.name,
+        "variant": detection.mark.variant, "host": detection.host, "pretrain": detection.pretrain,
+        "unit": detection.unit, "access": str(Access.WEIGHTS), "suspect": "marked",
+    }  # fmt: skip
+    auc, rate = area(marked, unmarked), true_positives(marked, unmarked, level)
+    n = len(marked) + len(unmarked)
+    yield Row(**row, metric="auc", value=auc.value, n=n, ci_low=auc.low, ci_high=auc.high)
+    yield Row(**row, metric="tpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high)
 
 
 def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:

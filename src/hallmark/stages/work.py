@@ -18,7 +18,9 @@ from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
+from hallmark.stages.beside import groups
 from hallmark.stages.graph import Stage
+from hallmark.stages.histogram import Bins, histograms, rounded
 from hallmark.stages.judge import judge, kind_of
 from hallmark.stages.projection import projection
 from hallmark.training import LightningTrainer
@@ -149,6 +151,34 @@ def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     return result
 
 
+def _detect(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
+    """Scores of the suspects, marked and unmarked; weights are read on the CPU."""
+    detector = instantiate(stage.config["detector"], "detector")
+
+    def seen(group: str) -> list[Suspect]:
+        models = [files.load(bench.open(stage.inputs[role].key)) for role in groups(stage.inputs)[group]]
+        return [Suspect(model, kind_of(model), Access.WEIGHTS) for model in models]
+
+    marked, unmarked = seen("suspect marked"), seen("suspect unmarked")
+    scores = detector.scores(seen("known unmarked"), seen("known marked"), [*marked, *unmarked])
+    found = [rounded(score) for score in scores]
+    return {"scores": {"marked": found[: len(marked)], "unmarked": found[len(marked) :]}}
+
+
+def _histogram(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
+    scheme = instantiate(stage.config["scheme"], "scheme")
+    key = Key.load(bench.open(stage.inputs["marked"].key) / KEY, scheme=scheme.name)
+    samples: dict[str, Mapping[str, torch.Tensor]] = {}
+    for whose, source in stage.inputs.items():
+        model = files.load(bench.open(source.key))
+        samples[whose] = scheme.samples(Suspect(model, kind_of(model), Access.WEIGHTS), key)
+    found = {
+        kind: histograms({whose: numbers[kind] for whose, numbers in samples.items()}, build(Bins, settings, kind))
+        for kind, settings in stage.config["bins"].items()
+    }
+    return {"histograms": found}
+
+
 def _trainer(stage: Stage, folder: Path, bench: Bench) -> LightningTrainer:
     settings = bench.settings
     if stage.kind != "pretrain":
@@ -167,4 +197,6 @@ _KINDS: Mapping[str, Callable[[Stage, Path, Bench, LightningTrainer], dict[str, 
     "attack": _attack,
     "transfer": _transfer,
     "verify": _verify,
+    "detect": _detect,
+    "histogram": _histogram,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
 from hallmark.core.scheme import Images
@@ -60,6 +60,7 @@ class Uchida(Scheme):
     name: ClassVar[str] = "uchida"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
+    sampled: ClassVar[tuple[str, ...]] = ("responses", "weights")
 
     def __post_init__(self) -> None:
         if self.carrier not in CARRIERS:
@@ -153,3 +154,21 @@ class Uchida(Scheme):
         """
         self.require_access(suspect)
         return {"embed_loss": loss_per_bit(read(suspect.weights_module(), key), key.tensors["message"])}
+
+    def samples(self, suspect: Suspect, key: Key) -> Mapping[str, Tensor]:
+        """What figures 1 and 2 of the papers draw, at the layer of the key.
+
+        Returns:
+            ``responses``: σ(X w) of each bit ``(T,)``, turned round where the message has a 0, so that 1 is right for
+            every bit as it is for the papers' message of all ones; ``weights``: all weights of the layer.
+
+        Raises:
+            AccessError: The suspect grants less than its weights.
+            ConfigError: The suspect has no such layer.
+            KeyFileError: The key was made for another layer.
+        """
+        self.require_access(suspect)
+        model = suspect.weights_module()
+        right = 2 * key.tensors["message"].double() - 1
+        layer = host_layer(model, key).weight.detach().cpu().double()
+        return {"responses": torch.sigmoid(right * read(model, key)), "weights": layer.flatten()}
