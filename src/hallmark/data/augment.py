@@ -285,7 +285,7 @@ def _check(images: Tensor, count: int) -> None:
 
 def _chunk(device: torch.device, pixels: int) -> int:
     """Images a chunk: on a CPU three planes and their temporaries fit the cores' caches, elsewhere memory bounds it."""
-    return max(1, (torch.get_num_threads() * 3 << 15 if device.type == "cpu" else 1 << 24) // pixels)
+    return max(1, (torch.get_num_threads() << 16 if device.type == "cpu" else 1 << 24) // pixels)
 
 
 def _column(host: Tensor, planes: Tensor) -> Tensor:
@@ -375,6 +375,7 @@ def _jitter(planes: Tensor, factors: Tensor, edges: Sequence[int]) -> None:
     """
     if edges[0] == edges[-1]:
         return
+    weights = factors.unbind()
 
     def blend(turn: int, first: int, last: int) -> None:
         """Run each permutation's ``turn`` on the groups with the hue at the places from ``first`` up to ``last``."""
@@ -382,11 +383,11 @@ def _jitter(planes: Tensor, factors: Tensor, edges: Sequence[int]) -> None:
             rows = slice(edges[4 * number + first], edges[4 * number + last])
             if rows.start < rows.stop:
                 step = steps[turn]
-                _STEPS[step](planes[:, rows], factors[step, rows], factors[_HUE + 1 + step, rows])
+                _STEPS[step](planes[:, rows], weights[step][rows], weights[_HUE + 1 + step][rows])
 
     for turn in range(3):
         blend(turn, turn + 1, 4)
-    _shift_hue(planes[:, edges[0] : edges[-1]], factors[_HUE, edges[0] : edges[-1]])
+    _shift_hue(planes[:, edges[0] : edges[-1]], weights[_HUE][edges[0] : edges[-1]])
     for turn in range(3):
         blend(turn, 0, turn + 1)
 
