@@ -1,6 +1,6 @@
 """Measure Hallmark against the alternatives to it, on the machine at hand.
 
-    python scripts/benchmark.py pretrain|probe|verify|sweep [--device cuda] [--repeats 5] [--out results/benchmarks]
+    python scripts/benchmark.py pretrain|supervised|parity|probe|verify|sweep [--device cuda] [--repeats 5] [--out DIR]
 
 Every figure comes from alternatives run in turn in this one process; median, least and greatest of the rounds are kept.
 Each subcommand writes ``<out>/<subcommand>.json``, which also describes the machine; progress goes to stderr.
@@ -9,6 +9,7 @@ Each subcommand writes ``<out>/<subcommand>.json``, which also describes the mac
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 
-from bench import augmentation, pretrain, probe, sweep, verify
+from bench import augmentation, parity, pretrain, probe, supervised, sweep, verify
 from bench.measure import Machine, say
 from hallmark.errors import ConfigError, HallmarkError
+from hallmark.pretrain.recipe import HostRecipe
 from hallmark.tasks.heads import HeadRecipe
 
 RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
@@ -51,6 +53,26 @@ def run_pretrain(options: argparse.Namespace, device: torch.device) -> Figures:
     return figures
 
 
+def run_supervised(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Supervised training of the host of the uchida experiments."""
+    if not 1 <= options.warmup <= options.steps:
+        raise ConfigError(f"--warmup {options.warmup} must lie between 1 and the {options.steps} steps")
+    sizes = {name: getattr(options, name) for name in ("batch", "steps", "warmup", "size")}
+    setup = supervised.Setup(HostRecipe("wrn10", options.width), device=device, **sizes)
+    return {"supervised": supervised.compare(setup, options.repeats, compiled=options.compile)}
+
+
+def run_parity(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Accuracy by kNN of the suite's pretraining and of lightly's pipeline after equally many epochs."""
+    root = os.environ.get("HALLMARK_DATA")
+    train, test = parity.pictures(Path(root) if root else None, options.images, options.size)
+    if options.batch > len(train):
+        raise ConfigError(f"--batch {options.batch} is larger than the {len(train)} images")
+    host = HostRecipe("resnet_small", options.width)
+    scene = parity.Scene(host, train, test, options.batch, options.epochs, options.workers)
+    return {"parity": parity.compare(scene, options.seeds)}
+
+
 def run_probe(options: argparse.Namespace, device: torch.device) -> Figures:
     """Many linear probes at once."""
     recipe = HeadRecipe(rates=tuple(options.rates), epochs=options.epochs)
@@ -72,14 +94,16 @@ def run_sweep(options: argparse.Namespace, device: torch.device) -> Figures:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "pretrain": run_pretrain,
+    "supervised": run_supervised,
+    "parity": run_parity,
     "probe": run_probe,
     "verify": run_verify,
     "sweep": run_sweep,
 }
 
 
-CPU_ONLY = ("probe", "sweep")
-"""What the suite does on the CPU whatever device trains; ``--device`` is accepted and changes nothing."""
+CPU_ONLY = ("parity", "probe", "sweep")
+"""What is measured on the CPU whatever device trains; ``--device`` is accepted and changes nothing."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--networks", nargs="+", choices=pretrain.NETWORKS, default=list(pretrain.NETWORKS))
     sub.add_argument("--compile", action="store_true", help="also measure the step behind torch.compile")
     sub.add_argument("--curves", action="store_true", help="also measure views over batch size and number of images")
+    numbers = {"width": 4, "batch": 64, "steps": 60, "warmup": 6, "size": 32}
+    sub = command("supervised", numbers)
+    sub.add_argument("--compile", action="store_true", help="also measure both behind torch.compile")
+    numbers = {"width": 16, "batch": 256, "epochs": 8, "images": 5000, "size": 32, "workers": 2, "seeds": 3}
+    command("parity", numbers)
     sub = command("probe", {"tasks": 3, "epochs": 30, "features": 128, "images": 8000, "classes": 10})
     sub.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates")
     numbers = {"keys": 1000, "queries": 100, "one-by-one-keys": 20, "heads": 3, "width": 16, "size": 32}
@@ -123,8 +152,9 @@ _HELP = {
     "size": "side of the images in pixels",
     "images": "images, or features",
     "curve-images": "images of the largest set of the curves",
+    "seeds": "pairs of runs, in place of --repeats",
     "tasks": "Gaussian mixtures to train probes on",
-    "epochs": "passes over the features",
+    "epochs": "passes over the images or features",
     "features": "dimensions of a feature",
     "classes": "classes of a mixture",
     "keys": "the true key and its decoys together",

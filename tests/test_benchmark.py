@@ -61,7 +61,10 @@ def test_pretrain(tmp_path):
     assert (network["batch"], network["steps"]) == (16, 3)
     suite = network["suite_pairs_per_s"]
     assert network["suite_over_bare"]["rounds"] == quotient(suite, network["bare_pairs_per_s"])
-    assert network["suite_over_lightly"]["rounds"] == quotient(suite, network["lightly_pairs_per_s"])
+    for name in ("lightly", "lightly_example"):
+        assert network[f"suite_over_{name}"]["rounds"] == quotient(suite, network[f"{name}_pairs_per_s"])
+    rates = network["bare_pairs_per_s"], network["lightly_pairs_per_s"]
+    assert network["bare_over_lightly"]["rounds"] == quotient(*rates)
 
     views = document["augmentation"]
     assert views["ratio"]["rounds"] == quotient(views["hallmark_views_per_s"], views["lightly_views_per_s"])
@@ -76,6 +79,81 @@ def test_pretrain(tmp_path):
     for curve in (batches, images):
         assert all(p["relative"]["rounds"] == quotient(p["views_per_s"], curve[0]["views_per_s"]) for p in curve)
         assert all(p["data_mib"] == p["images"] * 3 * 16 * 16 / 2**20 for p in curve)
+
+
+def test_lightlys_example_trains_its_plain_network(monkeypatch):
+    """The peer takes its steps in float32 on contiguous images, and its weights move."""
+    import pytorch_lightning as pl
+
+    from bench import pretrain
+    from bench.augmentation import Pictures, noise
+
+    network = pretrain.Network(pretrain.HostRecipe("resnet_small", 2), batch=4, steps=2)
+    setup = pretrain.Setup(network, 8, 1, 0, torch.device("cpu"))
+    seen = []
+    fit = pl.Trainer.fit
+
+    def spied(trainer, module, loader):
+        before = [p.detach().clone() for p in module.parameters()]
+        module.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        fit(trainer, module, loader)
+        assert trainer.precision == "32-true"
+        seen.append(any(not torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True)))
+
+    monkeypatch.setattr(pl.Trainer, "fit", spied)
+    run = pretrain.lightly_example(setup, Pictures(noise(8, 8)))
+    *views, moved = seen
+    assert run.units == 2 * 4
+    assert run.seconds > 0
+    assert moved
+    assert len(views) == 2 * 3, "two views a step, one after the other; one step to warm up"
+    assert all(view.dtype == torch.float32 and view.is_contiguous() for view in views)
+
+
+def test_supervised(tmp_path):
+    small = ["--width", "1", "--batch", "8", "--steps", "3", "--warmup", "1", "--size", "8"]
+    found = figures(tmp_path, "supervised", *small)["supervised"]
+    assert [found[name] for name in ("backbone", "width", "batch", "steps")] == ["wrn10", 1, 8, 3]
+    eager = found["eager"]
+    assert eager["suite_over_bare"]["rounds"] == quotient(eager["suite_images_per_s"], eager["bare_images_per_s"])
+    assert found["compiled"] is None
+
+
+def test_parity(tmp_path, monkeypatch):
+    monkeypatch.delenv("HALLMARK_DATA", raising=False)
+    small = ["--width", "2", "--batch", "16", "--epochs", "1", "--images", "40", "--size", "8", "--workers", "1"]
+    found = figures(tmp_path, "parity", *small, "--seeds", "3")["parity"]
+    assert [found[name] for name in ("data", "images", "test_images", "seeds")] == ["procedural", 40, 20, 3]
+    ways = found["suite_accuracies"], found["lightly_accuracies"]
+    assert found["differences"] == [a - b for a, b in zip(*ways, strict=True)]
+    mean, half = statistics.mean(found["differences"]), 4.302653 * statistics.stdev(found["differences"]) / 3**0.5
+    assert found["mean_difference"] == pytest.approx(mean)
+    assert [found["low"], found["high"]] == pytest.approx([mean - half, mean + half], abs=1e-6)
+    assert found["equal"] == (found["low"] <= 0 <= found["high"])
+    assert all(0 <= accuracy <= 1 for accuracy in (*found["untrained_accuracies"], *ways[0], *ways[1]))
+
+
+def test_parity_of_one_seed_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALLMARK_DATA", str(tmp_path))  # where no CIFAR-10 is
+    small = ["--width", "2", "--batch", "8", "--epochs", "1", "--images", "16", "--size", "8", "--workers", "1"]
+    found = figures(tmp_path, "parity", *small, "--seeds", "1")["parity"]
+    assert (found["data"], found["low"], found["high"], found["equal"]) == ("procedural", None, None, None)
+
+
+def test_both_ways_of_parity_learn_and_repeat():
+    """Each way's run depends on its seed alone, and moves the weights it starts from."""
+    from bench import parity
+    from hallmark.data.catalogue import load
+    from hallmark.pretrain.train import build_module
+
+    data = load("procedural", "train", size=8, limit=16)
+    scene = parity.Scene(parity.HostRecipe("resnet_small", 2), data, data, 8, 1, 1)
+    begun = build_module(scene.host, scene.recipe, seed=0).encoder.state_dict()
+    for way in (parity.suite, parity.lightly):
+        first, again, other = (way(scene, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+        assert any(not torch.equal(first[name], begun[name]) for name in first)
 
 
 def test_probe(tmp_path):
@@ -115,6 +193,8 @@ def test_sweep(tmp_path):
     assert sweep["entries"] == sweep["stages"], "every stage of every seed has a key of its own"
     built, looked_up = (torch.tensor(sweep[name]["rounds"]) for name in ("graph_seconds", "survey_full_seconds"))
     assert sweep["planning_seconds"]["rounds"] == pytest.approx((built + looked_up).tolist(), rel=1e-4)
+    assert [point["stages"] for point in sweep["over_stages"]] == sorted(p["stages"] for p in sweep["over_stages"])
+    assert sweep["over_stages"][-1]["stages"] == sweep["stages"]
     assert sweep["survey_over_graph"]["rounds"] == quotient(sweep["survey_full_seconds"], sweep["graph_seconds"])
 
 
@@ -151,6 +231,8 @@ def test_peak_is_of_the_run_alone():
     [
         (["pretrain", "--steps", "2", "--warmup", "3"], "--warmup 3 must lie between 1 and the 2 steps"),
         (["pretrain", "--networks", "resnet18", "--width", "8"], "width"),
+        (["supervised", "--steps", "2", "--warmup", "3"], "--warmup 3 must lie between 1 and the 2 steps"),
+        (["parity", "--images", "1"], "--batch 2 is larger than the 1 images"),
     ],
 )
 def test_impossible_settings_end_in_one_line(tmp_path, words, complaint):

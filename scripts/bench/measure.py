@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 PACKAGES = ("hallmark", "torchvision", "pytorch-lightning", "lightly")
 
@@ -139,6 +141,31 @@ def ratio(top: Sequence[Run], bottom: Sequence[Run]) -> Spread:
 def peak(runs: Sequence[Run]) -> float:
     """Most memory of any round, in MiB."""
     return max(run.peak_mib for run in runs)
+
+
+class Stopwatch(Callback):
+    """Runs from the end of a Lightning run's warm-up steps to the end of its last epoch, before its final checkpoint.
+
+    Args:
+        warmup: Steps of the first epoch before the clock starts.
+        device: Where training runs.
+    """
+
+    def __init__(self, warmup: int, device: torch.device) -> None:
+        self.warmup = warmup
+        self.device = device
+        self.started = self.stopped = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Start, once warm."""
+        if trainer.current_epoch == 0 and batch_idx + 1 == self.warmup:
+            self.started = clock(self.device)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop, until the next epoch ends."""
+        self.stopped = clock(self.device)
 
 
 @contextmanager

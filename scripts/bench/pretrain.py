@@ -1,7 +1,11 @@
-"""Pairs a second of SimCLR: the bare training step, the same step in the suite, and the step behind lightly's views.
+"""Pairs a second of SimCLR: the bare training step, the same step in the suite, and two pipelines of lightly's views.
 
-A pair is two views of one image.  All train the same network with the same loss and optimiser, in bfloat16 and
-channels last.  Each starts afresh every round and is timed after its warm-up steps.
+A pair is two views of one image.  All train the same network with the same loss.  Bare, suite and "lightly" take the
+very same step, with the same optimiser, in bfloat16 and channels last: "lightly" only gets its views another way, from
+lightly's transform behind a torch loader, so that the suite can be faster than it by no more than the bare step is.
+"lightly's example" is the whole pipeline as lightly's own SimCLR example has it: their transform and a loader, and a
+plain float32 step of contiguous images, one view after the other, under pytorch_lightning's defaults.  Each starts
+afresh every round and is timed after its warm-up steps.
 """
 
 import tempfile
@@ -14,12 +18,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from torch import Tensor
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import SimCLRProjectionHead
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from bench.augmentation import RECIPE, Pictures, noise
-from bench.measure import Run, Spread, clock, interleave, rates, ratio, say
+from bench.measure import Run, Spread, Stopwatch, clock, interleave, rates, ratio, say
 from hallmark.core.random import generator
 from hallmark.data.augment import two_views
 from hallmark.data.resident import ResidentBatches
@@ -82,26 +87,35 @@ class Setup:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The bare step and the suite behind ``torch.compile``, whose own time is not counted."""
+    """The bare step and the suite behind ``torch.compile``, whose own time is not counted; no other way is compiled."""
 
     bare_pairs_per_s: Spread
     suite_pairs_per_s: Spread
     suite_over_compiled_bare: Spread
     suite_over_bare: Spread
     suite_over_lightly: Spread
+    suite_over_lightly_example: Spread
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Pairs a second of the ways to train one network, and their ratios; ``compiled`` where that was asked for."""
+    """Pairs a second of the ways to train one network, and their ratios; ``compiled`` where that was asked for.
+
+    ``suite_over_bare`` is what the suite costs beside the arithmetic of the step.  ``suite_over_lightly`` is to the
+    same fast step behind lightly's transform and loader: what resident views gain, at most ``bare_over_lightly``.
+    ``suite_over_lightly_example`` is to lightly's pipeline as its own example has it: what a user gains in all.
+    """
 
     batch: int
     steps: int
     bare_pairs_per_s: Spread
     suite_pairs_per_s: Spread
     lightly_pairs_per_s: Spread
+    lightly_example_pairs_per_s: Spread
     suite_over_bare: Spread
     suite_over_lightly: Spread
+    bare_over_lightly: Spread
+    suite_over_lightly_example: Spread
     compiled: Compiled | None
 
 
@@ -110,10 +124,12 @@ def compare(setup: Setup, repeats: int, *, compiled: bool) -> Throughput:
     network = setup.network
     say(f"pretrain: {network.host.backbone}, batch {network.batch}, {network.steps} steps")
     images = noise(network.batch * network.steps, setup.size)
+    pictures = Pictures(images)
     alternatives: dict[str, Callable[[], Run]] = {
         "bare": partial(bare, setup, images),
         "suite": partial(suite, setup, images),
-        "lightly": partial(lightly, setup, Pictures(images)),
+        "lightly": partial(lightly, setup, pictures),
+        "lightly's example": partial(lightly_example, setup, pictures),
     }
     if compiled:
         alternatives["bare, compiled"] = partial(bare, setup, images, compiled=True)
@@ -125,8 +141,11 @@ def compare(setup: Setup, repeats: int, *, compiled: bool) -> Throughput:
         bare_pairs_per_s=rates(runs["bare"]),
         suite_pairs_per_s=rates(runs["suite"]),
         lightly_pairs_per_s=rates(runs["lightly"]),
+        lightly_example_pairs_per_s=rates(runs["lightly's example"]),
         suite_over_bare=ratio(runs["suite"], runs["bare"]),
         suite_over_lightly=ratio(runs["suite"], runs["lightly"]),
+        bare_over_lightly=ratio(runs["bare"], runs["lightly"]),
+        suite_over_lightly_example=ratio(runs["suite"], runs["lightly's example"]),
         compiled=_compiled(runs) if compiled else None,
     )
 
@@ -139,6 +158,7 @@ def _compiled(runs: dict[str, list[Run]]) -> Compiled:
         suite_over_compiled_bare=ratio(suite, bare),
         suite_over_bare=ratio(suite, runs["bare"]),
         suite_over_lightly=ratio(suite, runs["lightly"]),
+        suite_over_lightly_example=ratio(suite, runs["lightly's example"]),
     )
 
 
@@ -152,16 +172,72 @@ def bare(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:
 def lightly(setup: Setup, pictures: Pictures) -> Run:
     """The step in a plain loop over a torch loader of lightly's views, whose workers are busy to the end."""
     cuda = setup.device.type == "cuda"
-    ahead = 2 * setup.workers  # batches a loader prefetches; without them the last steps would have the cores alone
-    steps = setup.warmup + setup.network.steps + ahead
-    loader = DataLoader(
+    loader = _loader(setup, pictures, pin_memory=cuda)
+    return _plain_loop(setup, (torch.cat([view.to(setup.device, non_blocking=cuda) for view in p]) for p in loader))
+
+
+def _loader(setup: Setup, pictures: Pictures, **options: Any) -> DataLoader[list[Tensor]]:
+    """Lightly's views of one run's images, and of those that the loader prefetches.
+
+    Without these the last steps would have the cores alone.
+    """
+    steps = setup.warmup + setup.network.steps + 2 * setup.workers
+    return DataLoader(
         pictures,
         batch_size=setup.network.batch,
         sampler=RandomSampler(pictures, replacement=True, num_samples=setup.network.batch * steps),
         num_workers=setup.workers,
-        pin_memory=cuda,
+        **options,
     )
-    return _plain_loop(setup, (torch.cat([view.to(setup.device, non_blocking=cuda) for view in p]) for p in loader))
+
+
+class Example(pl.LightningModule):
+    """SimCLR as lightly's example for pytorch_lightning has it, around a given backbone.
+
+    Args:
+        backbone: Maps images to features.
+        head: Maps features to projections.
+        temperature: τ.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.criterion = NTXentLoss(temperature)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """One view after the other, then the loss."""
+        first, second = (self.head(self.backbone(view).flatten(start_dim=1)) for view in batch)
+        loss: Tensor = self.criterion(first, second)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Their optimiser."""
+        return torch.optim.SGD(self.parameters(), lr=0.06)
+
+
+def lightly_example(setup: Setup, pictures: Pictures) -> Run:
+    """Lightly's example at its own settings, but for the logger, checkpoints and progress bar, which are left out."""
+    network, options = setup.network, setup.recipe.options
+    encoder = setup.module().encoder
+    head = SimCLRProjectionHead(encoder.num_features, options["hidden"], options["projection"])
+    module = Example(encoder.backbone.to(memory_format=torch.contiguous_format), head, options["temperature"])
+    watch = Stopwatch(setup.warmup, setup.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator="gpu" if setup.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            limit_train_batches=setup.warmup + network.steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[watch],
+            default_root_dir=folder,
+        )
+        trainer.fit(module, _loader(setup, pictures))
+    return Run(network.steps * network.batch, watch.stopped - watch.started)
 
 
 def _plain_loop(setup: Setup, batches: Iterable[Tensor], *, compiled: bool = False) -> Run:
@@ -190,7 +266,7 @@ def _plain_loop(setup: Setup, batches: Iterable[Tensor], *, compiled: bool = Fal
 def suite(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:
     """Hallmark's own module, batches and trainer over two epochs: the turn between them is part of the time."""
     network = setup.network
-    watch = _Stopwatch(setup.warmup, setup.device)
+    watch = Stopwatch(setup.warmup, setup.device)
     accelerator = "gpu" if setup.device.type == "cuda" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainerSettings(accelerator=accelerator, progress=False, compile=compiled)
@@ -198,21 +274,3 @@ def suite(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:
         batches = ResidentBatches(images, batch=network.batch, seed=0)
         trainer.fit(setup.module(), batches, epochs=2, callbacks=[watch])
     return Run((2 * network.steps - setup.warmup) * network.batch, watch.stopped - watch.started)
-
-
-class _Stopwatch(Callback):
-    """Runs from the end of the warm-up steps to the end of the last epoch, before the trainer's final checkpoint."""
-
-    def __init__(self, warmup: int, device: torch.device) -> None:
-        self.warmup = warmup
-        self.device = device
-        self.started = self.stopped = 0.0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.current_epoch == 0 and batch_idx + 1 == self.warmup:
-            self.started = clock(self.device)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stopped = clock(self.device)

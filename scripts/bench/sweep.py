@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import Run, Spread, interleave, measured, ratio, say, seconds
+from bench.measure import Run, Spread, interleave, measured, peak, ratio, say, seconds
 from hallmark.composition import compose, fingerprinter
 from hallmark.stages.graph import Stage
 from hallmark.stages.manifest import MANIFEST
@@ -28,6 +28,7 @@ class Sweep:
     ``planning_seconds`` is the sum of ``graph_seconds``, from configurations to stages with their keys, and
     ``survey_full_seconds``, the look-up in a store of ``entries`` finished stages; ``survey_over_graph`` compares them.
     ``finished_seconds`` is for one finished experiment, from its name to the finding that nothing is to be run.
+    ``over_stages`` is planning over the number of stages, against the same store.
     """
 
     experiment: str
@@ -41,6 +42,16 @@ class Sweep:
     survey_over_graph: Spread
     finished_stages: int
     finished_seconds: Spread
+    over_stages: list["Point"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the curve: building the graph and looking it up."""
+
+    stages: int
+    seconds: Spread
+    peak_mib: float
 
 
 def compare(experiment: str, stages: int, repeats: int) -> Sweep:
@@ -66,6 +77,8 @@ def compare(experiment: str, stages: int, repeats: int) -> Sweep:
         runs = interleave(alternatives, repeats)
         first = runs["finished experiment"][0].result
         built, looked_up = runs["graph"], runs["survey, full store"]
+        say("sweep: number of stages")
+        over_stages = _curve(config, full, sorted({max(1, int(stages * share)) for share in (0.1, 0.3, 1)}), repeats)
         return Sweep(
             experiment=experiment,
             experiments=-(-stages // len(first)),
@@ -78,7 +91,20 @@ def compare(experiment: str, stages: int, repeats: int) -> Sweep:
             survey_over_graph=ratio(built, looked_up),  # of rates, so the other way round than of seconds
             finished_stages=sum(line.hit for line in first),
             finished_seconds=seconds(runs["finished experiment"]),
+            over_stages=over_stages,
         )
+
+
+def _curve(config: dict[str, Any], store: Store, counts: Sequence[int], repeats: int) -> list[Point]:
+    works: dict[str, Callable[[], Run]] = {
+        f"{count} stages": partial(measured, partial(_planned, config, store, count), count, CPU) for count in counts
+    }
+    runs = interleave(works, repeats).values()
+    return [Point(len(run[0].result), seconds(run), peak(run)) for run in runs]
+
+
+def _planned(config: dict[str, Any], store: Store, count: int) -> list[Line]:
+    return survey(_graph(config, count), store)
 
 
 def _stages(config: dict[str, Any], seed: int) -> list[Stage]:

@@ -47,7 +47,12 @@ def bench_for(config: dict[str, Any], store: Store, deadline: Deadline) -> Sessi
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer=gpu needs a CUDA device and torch sees none; use trainer=cpu")
     bench = Bench(
-        data=DataFolder(Path(config["data_root"]) if config["data_root"] else None, config["download"]),
+        data=DataFolder(
+            Path(config["data_root"]) if config["data_root"] else None,
+            config["download"],
+            resident_bytes=int(settings.resident_gib * 2**30),
+            workers=settings.workers,
+        ),
         settings=settings,
         deadline=deadline,
         open=store.open,

@@ -1,5 +1,6 @@
 """How to train, as plain values; kept apart from Lightning so that planning stays quick."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,9 @@ class TrainerSettings:
         progress: Whether to draw progress bars.
         compile: Whether torch.compile makes the networks that a step spends its time in faster; it costs half a minute
             once and needs a C++ compiler.
+        resident_gib: Most memory for the images of one split, in GiB.  A folder of image files that needs more is read
+            while networks train; the batches are the same.
+        workers: Processes that read such files ahead, on each device; 0 for none.
     """
 
     accelerator: str = "cpu"
@@ -30,6 +34,8 @@ class TrainerSettings:
     checkpoint_every_s: float = 20.0
     progress: bool = True
     compile: bool = False
+    resident_gib: float = 32.0
+    workers: int = 2
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -38,6 +44,11 @@ class TrainerSettings:
             raise ConfigError(allowed(self.accelerator, ACCELERATORS, "trainer.accelerator"))
         if self.devices < 1:
             raise ConfigError(f"trainer.devices must be at least 1, got {self.devices}")
+        if not 0 <= self.resident_gib < math.inf or self.workers < 0:
+            raise ConfigError(
+                "trainer.resident_gib and trainer.workers must be at least 0 and finite, "
+                f"got {self.resident_gib} and {self.workers}"
+            )
 
     def single(self) -> "TrainerSettings":
         """The same machine, one device: only pretraining is spread over many."""

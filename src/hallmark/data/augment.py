@@ -8,10 +8,10 @@ How it is fast, without a loop over images:
 
 * Crop, resize and flip are separable and linear, so they are two small matrix products per image.  The output is laid
   out as three planes ``(3, B, H, W)``, on which every later step runs at full vector width.
-* Brightness, contrast, saturation and grey are all ``factor * image + (1 - factor) * target`` followed by a clamp.
-* A jitter order is the place of the hue among the other three and their own order: at most three blends come before the
-  hue and three after it.  Samples are sorted by order and taken in chunks that fit the cache; a chunk runs only the
-  blends that some of its samples need, the others pass through unchanged.  No result depends on the chunking.
+* Brightness, contrast and saturation are all ``factor * image + (1 - factor) * target`` followed by a clamp.
+* A jitter order is the order of those three and the place of the hue among them.  Samples are sorted by the first, then
+  by the second, and taken in chunks that fit the cache: the samples that need one step at one turn lie side by side,
+  the step runs on them in place and on no others, and the hue runs once a chunk.  No result depends on the chunking.
 
 Parameters live on the host, also when the images do not: which samples take which step is decided there, so that
 :func:`apply` never waits for the device.  On a GPU a chunk is the whole batch, up to 2^24 pixels, and crop and blur are
@@ -33,7 +33,11 @@ _BLENDS = tuple(permutations((_BRIGHTNESS, _CONTRAST, _SATURATION)))
 ORDERS = tuple((*blends[:place], _HUE, *blends[place:]) for place in range(4) for blends in _BLENDS)
 """The 24 orders of brightness 0, contrast 1, saturation 2 and hue 3, first applied first, by the place of the hue."""
 
-_UNCHANGED = (1.0, 0.0, 0.0)  # a blend's weights of the image, its mean grey and its grey image
+_GROUPS = torch.arange(len(ORDERS)).view(4, 6).T.reshape(-1).argsort()
+"""Place of each order when they are sorted by the permutation of the blends first and the place of the hue second."""
+
+_KINDS = len(ORDERS) + 1  # orders, and no jitter at all
+_TINY = torch.finfo(torch.float32).tiny  # what a grey pixel's chroma counts as where it divides
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 _TRIES = 10  # crops torchvision tries before it falls back to the central one
 
@@ -212,21 +216,31 @@ def apply(
     _check(images, len(parameters))
     device, (count, _, *pixels) = images.device, images.shape
     outputs = [*pixels] if size is None else [size, size]
-    views = torch.empty(count, math.prod(outputs) * 3, dtype=dtype, device=device)
-    order = torch.where(parameters.jitter, parameters.order, len(ORDERS)).argsort(stable=True)
+    group = torch.where(parameters.jitter, _GROUPS[parameters.order], len(ORDERS))
+    group, order = group.add_(parameters.grey * _KINDS).sort(stable=True)
+    edges = torch.searchsorted(group, torch.arange(2 * _KINDS + 1))
     parameters, order = parameters[order], order.to(device, non_blocking=True)
-    rulers, blends = _rulers(parameters, pixels, outputs, device), _blends(parameters)
+    rulers, factors = _rulers(parameters, pixels, outputs, device), _factors(parameters).to(device, non_blocking=True)
+    blurred, solarised = parameters.sigma > 0, parameters.threshold <= 1
+    views = torch.empty(count, *outputs, 3, dtype=dtype, device=device)
+    # index_copy_ moves one element after the other, so the fewer and wider they are the better
+    wide = torch.complex128 if views.stride(0) * dtype.itemsize % 16 == 0 else dtype
+    rows_of_views = views.view(count, -1).view(wide)
     chunk = _chunk(device, max(math.prod(pixels), math.prod(outputs)))
-    with torch.autocast(device.type, enabled=False):  # the training loop's autocast is not meant for pixels
+    # The training loop's autocast is not meant for pixels; the views are made outside and stay ordinary tensors.
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for rows in (slice(start, start + chunk) for start in range(0, count, chunk)):
-            drawn = parameters[rows]
-            planes = _crop(images.index_select(0, order[rows]), *(ruler[rows] for ruler in rulers))
-            planes = _jitter(planes, drawn, blends[..., rows])
-            planes = _on(planes, drawn.grey, _grey_planes)
-            planes = _on(planes, drawn.sigma > 0, _blur, drawn.sigma)
-            planes = _on(planes, drawn.threshold <= 1, _solarise, drawn.threshold)
-            views.index_copy_(0, order[rows], planes.permute(1, 2, 3, 0).to(dtype).reshape(len(drawn), -1))
-    return views.view(count, *outputs, 3).permute(0, 3, 1, 2)
+            here = order[rows]
+            planes = _crop(images.index_select(0, here), *(ruler[rows] for ruler in rulers))
+            turns = (edges - rows.start).clamp_(0, len(here)).tolist()
+            _jitter(planes, factors[:, rows], turns[:_KINDS])
+            _jitter(planes, factors[:, rows], turns[_KINDS : 2 * _KINDS])
+            _make_grey(planes[:, turns[_KINDS] :])
+            planes = _on(planes, blurred[rows], _blur, parameters.sigma[rows])
+            planes = _on(planes.clamp_(0.0, 1.0), solarised[rows], _solarise, parameters.threshold[rows])
+            done = planes.permute(1, 2, 3, 0).to(dtype).contiguous()
+            rows_of_views.index_copy_(0, here, done.view(len(here), -1).view(wide))
+    return views.permute(0, 3, 1, 2)
 
 
 def two_views(
@@ -294,122 +308,145 @@ def _on(planes: Tensor, chosen: Tensor, step: Callable[..., Tensor], *numbers: T
 def _rulers(drawn: ViewParameters, pixels: Sequence[int], outputs: Sequence[int], device: torch.device) -> list[Tensor]:
     """Where input and output pixels lie along each crop: two rulers ``(B, n)`` down the image and two across it.
 
-    The unit is the reach of an output pixel's triangle: one input pixel, or one output pixel where that is more.  Input
-    pixels outside the crop are infinitely far away.
+    The unit is the reach of an output pixel's triangle: one input pixel, or one output pixel where that is more.  On a
+    side that may shrink, input pixels outside the crop are infinitely far away.  On one that does not, an output pixel
+    beyond the centre of the crop's last input pixel takes that one's place, so that no pixel outside is in its reach.
     """
     box, flip = drawn.box.to(device, torch.float32, non_blocking=True), drawn.flip.to(device, non_blocking=True)
     rulers = []
-    for axis, mirrored in enumerate((torch.zeros_like(flip), flip)):
+    for axis in range(2):
         start, length = box[:, axis, None], box[:, axis + 2, None]
+        places = torch.arange(0.5, pixels[axis], device=device) - start
         step = length / outputs[axis]
-        reach = step.clamp(min=1.0)
-        places = torch.arange(pixels[axis], device=device) + 0.5 - start
-        centres = torch.arange(outputs[axis], device=device) + 0.5
-        centres = torch.where(mirrored[:, None], outputs[axis] - centres, centres)
-        rulers += [torch.where((places > 0) & (places < length), places / reach, torch.inf), centres * step / reach]
+        centres = torch.arange(0.5, outputs[axis], device=device) * step
+        if axis:
+            centres = torch.where(flip[:, None], length - centres, centres)
+        if outputs[axis] < pixels[axis]:
+            reach = step.clamp(min=1.0)
+            places = torch.where((places > 0) & (places < length), places / reach, torch.inf)
+            centres = centres / reach
+        else:
+            centres = torch.minimum(centres.clamp_(min=0.5), length - 0.5)
+        rulers += [places, centres]
     return rulers
 
 
 def _crop(images: Tensor, rows: Tensor, rows_out: Tensor, columns: Tensor, columns_out: Tensor) -> Tensor:
-    """Crop, resize bilinearly (antialiased where it shrinks) and flip: ``(B, 3, H, W)`` to planes in [0, 1]."""
-    count, _, height, width = images.shape
-    down, across = _triangles(rows_out, rows), _triangles(columns, columns_out)
-    down.div_(down.sum(2, keepdim=True) if images.is_floating_point() else down.sum(2, keepdim=True).mul_(255.0))
-    across.div_(across.sum(1, keepdim=True))
-    narrow = torch.bmm(images.float().reshape(count, 3 * height, width), across).view(count, 3, height, -1)
-    planes = narrow.new_empty(3, count, rows_out.shape[1], columns_out.shape[1])
-    for channel, plane in zip(narrow.unbind(1), planes, strict=True):
-        torch.bmm(down, channel, out=plane)
-    return planes.clamp_(0.0, 1.0)
+    """Crop, resize bilinearly (antialiased where it shrinks) and flip: ``(B, 3, H, W)`` to planes in [0, 1].
 
-
-def _triangles(first: Tensor, second: Tensor) -> Tensor:
-    """One minus the distance of every pair on two rulers, at least 0: ``(B, first, second)``."""
-    return (first[:, :, None] - second[:, None, :]).abs_().neg_().add_(1.0).clamp_(min=0.0)
-
-
-def _blends(drawn: ViewParameters) -> Tensor:
-    """Brightness, contrast and saturation as weights ``(6, 3, B)`` of the image, its mean grey and its grey image.
-
-    The first three blends come before the hue, the last three after it; a sample's other three are 1, 0, 0.
+    Rounding may lead out of [0, 1] by as much as itself.
     """
-    place, blends = drawn.order // len(_BLENDS), torch.tensor(_BLENDS).T[:, drawn.order % len(_BLENDS)]
-    factor = drawn.factors.T.gather(0, blends)
-    rest = 1 - factor
-    weights = torch.stack((factor, rest * (blends == _CONTRAST), rest * (blends == _SATURATION)), dim=1)
-    before = torch.arange(3)[:, None] < place
-    chosen = drawn.jitter & torch.cat((before, ~before))
-    return torch.where(chosen[:, None], weights.repeat(2, 1, 1), torch.tensor(_UNCHANGED)[:, None])
-
-
-def _jitter(planes: Tensor, drawn: ViewParameters, blends: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, each sample in its own order."""
-    used = (blends != torch.tensor(_UNCHANGED)[:, None]).any(2).tolist()
-    weights = blends[..., None, None].to(planes.device, non_blocking=True)
-    for turn in range(3):
-        _blend(planes, weights[turn], used[turn])
-    shift = torch.where(drawn.jitter, drawn.factors[:, _HUE], 0.0)
-    planes = _on(planes, shift != 0, _shift_hue, shift)
-    for turn in range(3, 6):
-        _blend(planes, weights[turn], used[turn])
+    count, _, height, width = images.shape
+    down, across = _triangles(rows_out, rows), _triangles(columns_out, columns).transpose(1, 2)
+    if not images.is_floating_point():
+        down.mul_(1 / 255)
+    narrow = torch.bmm(images.float().view(count, 3 * height, width), across).view(count, 3, height, -1)
+    planes = narrow.new_empty(3, count, rows_out.shape[1], columns_out.shape[1])
+    for channel, plane in zip(narrow.unbind(1), planes.unbind(), strict=True):
+        torch.bmm(down, channel, out=plane)
     return planes
 
 
-def _blend(planes: Tensor, weights: Tensor, used: list[bool]) -> None:
-    """Weighted sum, in place and clamped to [0, 1], of the image, its mean grey and its grey image.
+def _triangles(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Weights ``(B, outputs, inputs)`` of input pixels: one minus the distance, at least 0; each row sums to 1."""
+    weights = (outputs[:, :, None] - inputs[:, None, :]).abs_()
+    torch.sub(1.0, weights, out=weights).clamp_(min=0.0)
+    if outputs.shape[1] < inputs.shape[1]:  # else they are of the two nearest pixels, which share the whole
+        weights.div_(weights.sum(2, keepdim=True))
+    return weights
+
+
+def _factors(drawn: ViewParameters) -> Tensor:
+    """What the steps of the jitter multiply by, ``(7, B, 1, 1)``.
+
+    The weights of the image in the three blends and the turn of the hue in sixths, then the blends' other weights.
+    """
+    factors = drawn.factors.T * torch.tensor([1.0, 1.0, 1.0, 6.0])[:, None]
+    return torch.cat((factors, 1.0 - factors[:_HUE]))[..., None, None]
+
+
+def _jitter(planes: Tensor, factors: Tensor, edges: Sequence[int]) -> None:
+    """Brightness, contrast, saturation and hue, in place, each sample in its own order.
 
     Args:
-        planes: ``(3, B, H, W)``.
-        weights: ``(3, B, 1, 1)``; samples with weights 1, 0, 0 pass through unchanged.
-        used: Which of the three weights differ from 1, 0, 0 anywhere.
+        planes: ``(3, B, H, W)``, sorted by :data:`_GROUPS`.
+        factors: See :func:`_factors`.
+        edges: First row of each of the 24 groups, and of the samples without jitter.
     """
-    if not any(used):
+    if edges[0] == edges[-1]:
         return
-    offset: Tensor | None = None
-    if used[2]:
-        offset = _grey(planes).mul_(weights[2])
-    if used[1]:
-        mean = _grey(planes.mean((2, 3), keepdim=True)).mul_(weights[1])
-        offset = mean if offset is None else offset.add_(mean)
-    planes.mul_(weights[0])
-    if offset is not None:
-        planes.add_(offset)
-    planes.clamp_(0.0, 1.0)
+    weights = factors.unbind()
+
+    def blend(turn: int, first: int, last: int) -> None:
+        """Run each permutation's ``turn`` on the groups with the hue at the places from ``first`` up to ``last``."""
+        for number, steps in enumerate(_BLENDS):
+            rows = slice(edges[4 * number + first], edges[4 * number + last])
+            if rows.start < rows.stop:
+                step = steps[turn]
+                _STEPS[step](planes[:, rows], weights[step][rows], weights[_HUE + 1 + step][rows])
+
+    for turn in range(3):
+        blend(turn, turn + 1, 4)
+    _shift_hue(planes[:, edges[0] : edges[-1]], weights[_HUE][edges[0] : edges[-1]])
+    for turn in range(3):
+        blend(turn, 0, turn + 1)
+
+
+def _brighten(planes: Tensor, weight: Tensor, rest: Tensor) -> None:
+    """Blend with black, in place."""
+    planes.mul_(weight).clamp_(0.0, 1.0)
+
+
+def _contrast(planes: Tensor, weight: Tensor, rest: Tensor) -> None:
+    """Blend with the mean grey, in place."""
+    grey = _grey(planes.mean((2, 3), keepdim=True)).mul_(rest)
+    planes.mul_(weight).add_(grey).clamp_(0.0, 1.0)
+
+
+def _saturate(planes: Tensor, weight: Tensor, rest: Tensor) -> None:
+    """Blend with the grey image, in place."""
+    torch.addcmul(_grey(planes).mul_(rest), planes, weight, out=planes).clamp_(0.0, 1.0)
+
+
+_STEPS = (_brighten, _contrast, _saturate)  # by number
 
 
 def _grey(planes: Tensor) -> Tensor:
     """Luma of ``(3, B, ...)`` planes, ``(B, ...)``."""
-    luma: Tensor = planes[0] * _LUMA[0]
-    return luma.add_(planes[1], alpha=_LUMA[1]).add_(planes[2], alpha=_LUMA[2])
+    red, green, blue = planes.unbind()
+    luma: Tensor = red * _LUMA[0]
+    return luma.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-def _grey_planes(planes: Tensor) -> Tensor:
-    """The grey image on all three planes."""
-    return planes.copy_(_grey(planes))
+def _make_grey(planes: Tensor) -> None:
+    """Write the grey image on all three planes."""
+    if planes.shape[1]:
+        planes.copy_(_grey(planes))
 
 
-def _shift_hue(planes: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue at equal value and chroma, as the way through HSV does, without a branch on the largest channel.
+def _shift_hue(planes: Tensor, sixths: Tensor) -> None:
+    """Turn the hue at equal value and chroma, in place, as the way through HSV does, without a branch on the largest.
 
     On the colour hexagon, in sixths of a turn, the distance from red is ``1 + (g + b - r - min) / chroma``, on blue's
     side if ``b > g``; a channel is full up to one sixth from its own colour and falls to the minimum at two.
     """
-    red, green, blue = planes
+    red, green, blue = planes.unbind()
     low, high = torch.minimum(green, blue), torch.maximum(green, blue)
     side, hue = green - blue, (green + blue).sub_(red)
     torch.minimum(low, red, out=low)
     torch.maximum(high, red, out=high)
     chroma = high - low
-    hue.sub_(low).div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1.0)
-    torch.copysign(hue, side, out=hue).add_(turns * 6.0)
-    hue.sub_(torch.floor(torch.mul(hue, 1 / 6, out=side), out=side).mul_(6.0))  # back into [0, 6)
-    # Triangles about cyan, green and blue: red is what cyan lacks, and unlike red's own, cyan's does not wrap around.
-    for plane, centre in zip(planes, (3.0, 2.0, 4.0), strict=True):
+    hue.sub_(low).div_(torch.clamp(chroma, min=_TINY, out=red)).add_(1.0)
+    torch.copysign(hue, side, out=hue).add_(sixths)
+    hue.sub_(torch.mul(hue, 1 / 6, out=side).floor_(), alpha=6.0)  # back into [0, 6)
+    # Distances to cyan, green and blue: red is what cyan lacks, and unlike red's own, cyan's does not wrap around.
+    for plane, centre in ((red, 3.0), (green, 2.0), (blue, 4.0)):
         torch.sub(hue, centre, out=plane)
-    torch.sub(hue.new_full((), 2.0), planes.abs_(), out=planes).clamp_(0.0, 1.0).mul_(chroma)
-    torch.sub(high, red, out=red)
-    planes[1:].add_(low)
-    return planes
+    planes.abs_().clamp_(1.0, 2.0)
+    torch.addcmul(low.sub_(chroma), chroma, red, out=red)
+    high.add_(chroma)
+    torch.addcmul(high, chroma, green, value=-1, out=green)
+    torch.addcmul(high, chroma, blue, value=-1, out=blue)
 
 
 def _blur(planes: Tensor, sigma: Tensor) -> Tensor:

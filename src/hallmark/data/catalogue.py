@@ -1,5 +1,9 @@
-"""Data sets by name, as images in memory: RGB, uint8, square, in an order that does not change."""
+"""Data sets by name, as images in memory: RGB, uint8, square, in an order that does not change.
 
+Sets of image files that memory does not hold stay in their files, see :mod:`hallmark.data.stored`.
+"""
+
+import logging
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +14,17 @@ from torch import Tensor
 
 from hallmark.core.random import generator
 from hallmark.data.images import ImageSet
-from hallmark.data.readers import open_split
+from hallmark.data.readers import Opened, open_split
 from hallmark.data.sources import NAMES, SPLITS, Source, find_files, find_source, require_root
+from hallmark.data.stored import StoredImages
 from hallmark.errors import ConfigError, DataError, allowed
 
 __all__ = ["NAMES", "RESIDENT_BYTES", "Source", "load"]
 
 RESIDENT_BYTES = 32 * 2**30
-"""Most memory that one split may take: a little over 200,000 images of 224 x 224."""
+"""Most memory that one split may take by default: a little over 200,000 images of 224 x 224."""
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -29,6 +36,8 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     download: bool = False,
+    resident_bytes: int = RESIDENT_BYTES,
+    workers: int = 0,
 ) -> ImageSet:
     """Load one split of a data set.
 
@@ -41,6 +50,8 @@ def load(
         limit: Keep at most so many images, spread over the classes as evenly as possible.  Only these are read.
         seed: Seed of the limit's draw.  Of two limits with one seed the larger keeps all that the smaller keeps.
         download: Let torchvision download a set that is not there.
+        resident_bytes: Most memory that the images may take.  Image files that need more are read when they are used.
+        workers: Processes that read such files ahead while a network trains.
 
     Returns:
         The images.
@@ -59,11 +70,12 @@ def load(
     with _damage_reported(source, root, download):
         opened = open_split(source, split, root, download)
         keep = torch.arange(len(opened.labels)) if limit is None else _balanced(opened.labels, limit, seed)
-        _check_memory(name, len(keep), size)
-        images = opened.read(keep, size)
+        stored = StoredImages(opened.read, keep, size, workers)
+        resident = _fits(name, opened, stored, resident_bytes)
+        images = stored[:] if resident else stored
     return ImageSet(
         name=source.name,
-        images=images.expand(-1, 3, -1, -1).contiguous(),
+        images=images,  # type: ignore[arg-type]  # stored images act as a tensor
         labels=opened.labels[keep],
         classes=source.classes,
         groups=None if opened.groups is None else opened.groups[keep],
@@ -84,13 +96,24 @@ def _balanced(labels: Tensor, limit: int, seed: int) -> Tensor:
     return dealt[:limit].sort().values
 
 
-def _check_memory(name: str, count: int, size: int) -> None:
-    bytes_each = 3 * size * size
-    if count * bytes_each > RESIDENT_BYTES:
+def _fits(name: str, opened: Opened, images: StoredImages, most: int) -> bool:
+    """Whether the images may be brought to memory; if not, say that they stay in their files.
+
+    Raises:
+        DataError: They may not and have no files of their own.
+    """
+    bytes_each = 3 * images.size**2
+    needed = len(images) * bytes_each
+    if needed <= most:
+        return True
+    what = f"{len(images)} images of data set {name!r} at size {images.size} need {needed} bytes of memory"
+    if not opened.files:
         raise DataError(
-            f"{count} images of data set {name!r} at size {size} need {count * bytes_each} bytes of memory and at most "
-            f"{RESIDENT_BYTES} are given; set limit={RESIDENT_BYTES // bytes_each} or lower"
+            f"{what} and at most {most} are given; set limit={most // bytes_each} or lower, "
+            "or raise trainer.resident_gib"
         )
+    _log.warning("%s, more than the %d given: they stay in their files, read by %d workers", what, most, images.workers)
+    return False
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hallmark.data.catalogue import load
+from hallmark.data.catalogue import RESIDENT_BYTES, load
 from hallmark.data.images import ImageSet
 from hallmark.data.splits import split_indices
 from hallmark.errors import DataError
@@ -20,10 +20,14 @@ class DataFolder:
     Args:
         root: Where data sets are, or None for generated ones alone.
         download: Let torchvision download what is missing.
+        resident_bytes: See :func:`hallmark.data.catalogue.load`.
+        workers: See :func:`hallmark.data.catalogue.load`.
     """
 
     root: Path | None
     download: bool = False
+    resident_bytes: int = RESIDENT_BYTES
+    workers: int = 0
     _loaded: dict[tuple[Any, ...], ImageSet] = field(default_factory=dict)
 
     def get(self, description: Mapping[str, Any]) -> ImageSet:
@@ -40,7 +44,13 @@ class DataFolder:
         fields = {name: description[name] for name in ("name", "split", "size", "limit", "seed")}
         key = tuple(fields.values())
         if key not in self._loaded:
-            self._loaded[key] = load(**fields, root=self.root, download=self.download)
+            self._loaded[key] = load(
+                **fields,
+                root=self.root,
+                download=self.download,
+                resident_bytes=self.resident_bytes,
+                workers=self.workers,
+            )
         whole = self._loaded[key]
         if not description.get("parts"):
             return whole

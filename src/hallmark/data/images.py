@@ -1,4 +1,4 @@
-"""Labelled images in memory."""
+"""Labelled images, in memory or, where that is too small, in their files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hallmark.data.stored import StoredImages
 from hallmark.errors import DataError
 
 _RESIZE_BATCH = 1024
@@ -18,7 +19,7 @@ class ImageSet:
 
     Args:
         name: Name that results carry.
-        images: uint8 ``(N, 3, H, W)``, N at least 1.
+        images: uint8 ``(N, 3, H, W)``, N at least 1; a :class:`~hallmark.data.stored.StoredImages` may stand in for it.
         labels: int64 ``(N,)`` in 0 … classes - 1, or -1 where there is none.
         classes: Number of classes.
         groups: int64 ``(N,)`` or None.  Samples of one group are near-duplicates, such as frames of one video, and
@@ -68,7 +69,7 @@ class ImageSet:
         return replace(
             self,
             name=self.name if name is None else name,
-            images=self.images[at],
+            images=self.images.take(at) if isinstance(self.images, StoredImages) else self.images[at],
             labels=self.labels[at],
             groups=None if self.groups is None else self.groups[at],
             indices=None if self.indices is None else self.indices[at],

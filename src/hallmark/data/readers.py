@@ -34,11 +34,13 @@ class Opened:
         labels: int64 ``(N,)``.
         read: From indices, int64 ``(n,)``, and a size to uint8 ``(n, 1 or 3, size, size)``.
         groups: int64 ``(N,)`` or None.
+        files: Whether ``read`` reads files of their own, and not from what opening has brought to memory.
     """
 
     labels: Tensor
     read: Callable[[Tensor, int], Tensor]
     groups: Tensor | None = None
+    files: bool = False
 
 
 def open_split(source: Source, split: str, root: Path | None, download: bool) -> Opened:
@@ -152,27 +154,44 @@ def _from_array(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | Seque
 
 def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: bool = False) -> Opened:
     """Open one image per file; ``crop`` cuts to the central square before resizing."""
+    return Opened(torch.tensor(labels), ImageFiles(tuple(map(str, paths)), crop), groups, files=True)
 
-    def read(indices: Tensor, size: int) -> Tensor:
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reads one image per file.
+
+    Args:
+        paths: The files.
+        crop: Whether an image is cut to its central square before it is resized.
+    """
+
+    paths: tuple[str, ...]
+    crop: bool
+
+    def __call__(self, indices: Tensor, size: int) -> Tensor:
+        """The images at ``indices``, uint8 ``(n, 3, size, size)``.
+
+        Raises:
+            DataError: One of them cannot be read.
+        """
         images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
 
         def fill(slot: int) -> None:
-            images[slot] = resize(_decode(paths[int(indices[slot])], crop).unsqueeze(0), size)[0]
+            images[slot] = resize(_decode(self.paths[int(indices[slot])], self.crop).unsqueeze(0), size)[0]
 
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
             list(pool.map(fill, range(len(indices))))
         return images
 
-    return Opened(torch.tensor(labels), read, groups)
 
-
-def _decode(path: Path, crop: bool) -> Tensor:
+def _decode(path: str, crop: bool) -> Tensor:
     """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
     try:
         with Image.open(path) as file:
             pixels = torch.from_numpy(np.array(file.convert("RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on a damaged file
-        raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
+        raise DataError(f"image {path!r} cannot be read: {error}") from error
     if crop:
         height, width, _ = pixels.shape
         side = min(height, width)

@@ -1,5 +1,8 @@
 """Training batches from data that stays on the device: no files, no worker processes, no copies but the batch itself.
 
+Images that memory does not hold (:class:`~hallmark.data.stored.StoredImages`) are read by worker processes instead, in
+the same order and to the same batches.
+
 Randomness is stateless.  The order of epoch ``e`` depends on ``(seed, "order", e)`` alone and the views of step ``s``
 on ``(seed, "views", s)`` alone, so a run resumed at an epoch's start goes on exactly as if it had never stopped, and a
 batch divided among several ranks holds the same images and the same views as on one.
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from hallmark.core.random import generator
 from hallmark.data.augment import ViewRecipe, two_views
+from hallmark.data.stored import StoredImages
 from hallmark.errors import ConfigError, DataError
 
 
@@ -41,7 +45,7 @@ class ResidentBatches:
     """Batches of one epoch in its own random order; :meth:`set_epoch` before each epoch selects it.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``; moved to ``device``.
+        images: uint8 ``(N, 3, H, W)``; moved to ``device``, unless they are stored images.
         batch: Rows of a whole batch, over all ranks.
         seed: Seed of the orders.
         labels: ``(N, ...)``.
@@ -90,7 +94,9 @@ class ResidentBatches:
             raise ConfigError(f"a batch of {self.batch} cannot be shared among {world} ranks; use a positive multiple")
         if world > 1 and not self.drop_last:
             raise ConfigError(f"drop_last=False gives {world} ranks unequal shares; use drop_last=True or one rank")
-        self.images = self.images.to(device)
+        self.device = torch.device(device)
+        if not isinstance(self.images, StoredImages):
+            self.images = self.images.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
         self.rank, self.world = rank, world
 
@@ -105,11 +111,24 @@ class ResidentBatches:
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator(self.seed, "order", self.epoch))
         first_step = self.epoch * len(self)
-        for number, whole in enumerate(torch.split(order.to(self.images.device), self.batch)[: len(self)]):
-            start = self.rank * len(whole) // self.world
-            indices = whole[start : (self.rank + 1) * len(whole) // self.world]
+        wholes = torch.split(order.to(self.device), self.batch)[: len(self)]
+        starts = [self.rank * len(whole) // self.world for whole in wholes]
+        shares = [
+            whole[start : (self.rank + 1) * len(whole) // self.world]
+            for whole, start in zip(wholes, starts, strict=True)
+        ]
+        for number, images in enumerate(self._read(shares)):
+            indices, whole = shares[number], wholes[number]
             labels = None if self.labels is None else self.labels[indices]
-            yield Batch(self.images[indices], labels, indices, first_step + number, start, len(whole))
+            yield Batch(images, labels, indices, first_step + number, starts[number], len(whole))
+
+    def _read(self, shares: list[Tensor]) -> Iterator[Tensor]:
+        """The images of each share, on the device."""
+        if isinstance(self.images, StoredImages):
+            pin = self.device.type == "cuda"
+            read = self.images.batches([share.cpu() for share in shares], pin=pin)
+            return (images.to(self.device, non_blocking=pin) for images in read)
+        return (self.images[share] for share in shares)
 
 
 @dataclass(frozen=True)
