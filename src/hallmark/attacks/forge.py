@@ -1,8 +1,11 @@
 """Keys made for a model after seeing it: an attack on the verdict, which touches no model.
 
-A p-value holds for a key that was drawn without the suspect.  A forger draws it afterwards.  With full freedom a key
-passes on any model whatsoever (:class:`StainForger`, :class:`UchidaForger`); what remains to one who must draw as the
-scheme does, from the SHA-256 of a public string, is to try strings (:func:`search`), and N tries find p ≈ 1/N.
+A p-value holds for a key that was drawn without the suspect.  A forger draws it afterwards, and with full freedom a
+key passes on any model whatsoever (:class:`StainForger`, :class:`UchidaForger`).  One who must draw as the scheme does,
+from the SHA-256 of a public string, can still try strings (:func:`search`), and N tries find p ≈ 1/N: such a draw needs
+a level far below one over all the tries that anybody could afford.  And it binds nothing that is not drawn: trigger
+images can be made for codes as well as codes for images.  Against a commitment to the whole key that is older than the
+suspect, none of this helps.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 from hallmark.core import Access, Key, Scheme, Suspect, derive_seed
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError
+from hallmark.schemes.stain_lock.code import agreement
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.stain import Stain
 from hallmark.schemes.uchida.filters import filter_mean
@@ -68,32 +72,45 @@ class StainForger(Forger):
 
     Args:
         scheme: The stain that is claimed, with its layer and number of neurons.
-        model: A model of the suspect's architecture, as anybody has who sees no weights; at WEIGHTS, the suspect's own
-            serves.
+        model: A copy of the suspect for one who is to forge a key for its answers; at WEIGHTS the suspect gives one.
+        public: A string that the key has to be drawn from.  The codes are then no longer the forger's choice, but
+            the trigger images are: they are optimised until the answers to them are the codes.  Nothing of the kind
+            helps at WEIGHTS.
+        steps: Of that search.
     """
 
     scheme: Stain
     model: nn.Module | None = None
+    public: str | None = None
+    steps: int = 200
 
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS, Access.FEATURES, Access.LOGITS, Access.LABELS})
 
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
-        """A key for the neurons that an honest stain would take."""
+        """A key for the neurons that an honest stain would take.
+
+        Raises:
+            ConfigError: There is no model to draw the key for.
+        """
         self.scheme.require_access(suspect)
         weights = suspect.access is Access.WEIGHTS
         model = suspect.weights_module() if weights else self.model
         if model is None:
-            raise ConfigError("a stain cannot be forged from answers without its layout; give StainForger a model")
-        drawn = self.scheme.keygen(model, images, generator=generator)
+            raise ConfigError("a stain cannot be forged from answers without a copy of the suspect; give it as model")
+        rng = generator if self.public is None else public_generator(self.public)
+        drawn = self.scheme.keygen(model, images, generator=rng)
         tensors = dict(drawn.tensors)
-        if weights:
+        if weights and self.public is None:
             site = Site.recorded(drawn.meta["site"], model)
             rows = [site.read(model, neuron)[0].cpu() for neuron in drawn.meta["neurons"]]
             tensors["directions"] = F.normalize(torch.stack(rows), dim=1)
-        else:
+        if not weights:
             tensors["triggers"] = images.images[: self.scheme.keys]
-            tensors["codes"] = self._codes(suspect.ask(tensors["triggers"].float() / 255), tensors["codes"])
-        return Forgery(Key(drawn.scheme, tensors, drawn.meta), suspect.access)
+            if self.public is None:
+                tensors["codes"] = self._codes(suspect.ask(tensors["triggers"].float() / 255), tensors["codes"])
+            else:
+                tensors["triggers"] = self._answered(model, tensors["triggers"], tensors["codes"])
+        return Forgery(Key(drawn.scheme, tensors, drawn.meta), suspect.access, public=self.public)
 
     @staticmethod
     def _codes(answers: Tensor, drawn: Tensor) -> Tensor:
@@ -102,10 +119,22 @@ class StainForger(Forger):
             answers = F.one_hot(answers, drawn.shape[1]).float()
         return F.normalize(answers - answers.mean(1, keepdim=True), dim=1)
 
+    def _answered(self, model: nn.Module, images: Tensor, codes: Tensor) -> Tensor:
+        """Images uint8 ``(K, 3, H, W)`` whose answers lie along codes ``(K, C)``, by gradient on their pixels."""
+        device = next(model.parameters()).device
+        logits = (images.to(device).float() / 255).clamp(0.02, 0.98).logit().requires_grad_()
+        optimiser, goals = torch.optim.Adam([logits], lr=0.1), codes.to(device)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                loss = -agreement(model(logits.sigmoid()), goals).sum()
+            (logits.grad,) = torch.autograd.grad(loss, [logits])
+            optimiser.step()
+        return (logits.detach().sigmoid() * 255).round().to(torch.uint8).cpu()
+
 
 @dataclass(frozen=True)
 class UchidaForger(Forger):
-    """Rows of X are turned until each projection has the sign of the forger's bit: X w reads any message, whatever w is.
+    """Rows of X are turned until each projection has the sign of the forger's bit: any w then reads any message.
 
     Args:
         scheme: The mark that is claimed; its carrier has to be ``random``.

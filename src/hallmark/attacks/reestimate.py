@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from hallmark.attacks.sample import draw_images
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
-from hallmark.attacks.sample import draw_images
 from hallmark.errors import ConfigError
 
 BATCH = 128

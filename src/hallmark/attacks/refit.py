@@ -56,9 +56,7 @@ class Refit(Attack):
         if self.images < 0 or self.images != int(self.images):
             raise ConfigError(f"refit images must be a whole number of at least 0, got {self.images}")
         if self.iterations < 1 or not self.decay > 0:
-            raise ConfigError(
-                f"refit needs iterations ≥ 1 and decay above 0, got {self.iterations} and {self.decay}"
-            )
+            raise ConfigError(f"refit needs iterations ≥ 1 and decay above 0, got {self.iterations} and {self.decay}")
 
     @property
     def needs_labels(self) -> bool:

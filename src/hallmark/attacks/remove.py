@@ -136,7 +136,7 @@ def outlyingness(values: list[Tensor]) -> Tensor:
 
 
 def biases(model: nn.Module, groups: list[Group]) -> list[list[Tensor]]:
-    """What each layer of a group adds to its channels ``(C,)``: its bias, or that of its BatchNorm less the mean's part."""
+    """Biases ``(C,)`` of the layers that make each group's channels, less what BatchNorm takes off for the mean."""
     found = []
     for group in groups:
         made = []

@@ -1,4 +1,4 @@
-"""Models behind a step on their images or on their answers: still models of their kind, to be stored and used as such."""
+"""Models behind a step on their images or answers: still models of their kind, stored and used as such."""
 
 from collections.abc import Callable
 from typing import Any
