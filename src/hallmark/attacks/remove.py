@@ -35,7 +35,7 @@ class RemoveNeurons(Attack):
 
     fraction: float
     by: str = "silent"
-    images: int = 512
+    images: int = 256
 
     name: ClassVar[str] = "remove_neurons"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
