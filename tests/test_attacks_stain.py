@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hallmark.attacks.forge import Forgery, StainForger, drawn_from, judged
 from hallmark.attacks.invert import CORNERS, Invert, objective
 from hallmark.attacks.reestimate import Reestimate
 from hallmark.attacks.refit import Refit, fit_bias, fit_layer, smoothed
@@ -40,7 +41,7 @@ ATTACKS: list[Attack] = [
     *(RemoveNeurons(0.1, by, images=48) for by in ("silent", "bias", "norm")),
     Reestimate(48),
     Invert(3, side=4, images=48, restarts=1),
-    Invert(3, side=4, images=48, restarts=1, labelled=True, leak=0.1, corner="bottom_right"),
+    Invert(3, side=4, images=48, restarts=1, labelled=True, soft=0.1, corner="bottom_right"),
 ]
 QUICK = Search(steps=60, restarts=2, backgrounds=2)
 LOCK = Lock("layer1.conv1", levels=Levels(tau=0.8, response=20.0), draws=32, tolerance=0.1, search=QUICK)
@@ -56,7 +57,7 @@ def name_of(attack: Attack) -> str:
 
 
 @cache
-def pictures(split: str = "train", count: int = 400) -> ImageSet:
+def pictures(split: str = "train", count: int = 1500) -> ImageSet:
     return ImageSet("procedural", *procedural_images(count, classes=CLASSES, size=SIZE, split=split), CLASSES)
 
 
@@ -67,7 +68,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Classifier(Encoder("resnet_small", width=8), CLASSES)
-    learn = {"epochs": 12, "batch": 50, "training": Training("adamw", lr=5e-3), "trainer": loop, "seed": 0}
+    learn = {"epochs": 8, "batch": 50, "training": Training("adamw", lr=5e-3), "trainer": loop, "seed": 0}
     train_classifier(model, pictures(), trained=model.parameters(), **learn)
     return model.eval()
 
@@ -89,7 +90,7 @@ def locked(host: Classifier) -> tuple[nn.Module, Key]:
 
 def attack_on(model: nn.Module, attack: Attack, images: ImageSet | None = None, seed: int = 0) -> nn.Module:
     suspect = Suspect(model, HostKind.CLASSIFIER, attack.access)
-    given = images or pictures("train", 600).subset(range(400, 600))  # none of the owner's
+    given = images or pictures("train", 1700).subset(range(1500, 1700))  # none of the owner's
     given = given if attack.needs_labels else given.unlabelled()
     return attack.apply(suspect, given, trainer=None, generator=generator(seed, "attack"))
 
@@ -118,7 +119,8 @@ def test_the_victim_stays_and_the_result_is_stored(
     with torch.no_grad():
         answers = files.load(tmp_path)(x)
         assert torch.equal(answers, result(x))
-        assert not torch.equal(answers, model(x))
+        unhelped = attack.name == "invert" and not isinstance(result, Preprocessed)  # no patch was better than none
+        assert torch.equal(answers, model(x)) == unhelped
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_units_tell_variants_apart() -> None:
         (Reestimate, {"images": 2.5}, "got 2.5"),
         (Invert, {"steps": -1}, "got -1"),
         (Invert, {"steps": 1, "corner": "middle"}, "unknown invert corner 'middle'"),
-        (Invert, {"steps": 1, "leak": 2.0}, "leak in 0 … 1"),
+        (Invert, {"steps": 1, "soft": -1.0}, "soft of at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(attack: type[Attack], wrong: dict[str, Any], match: str) -> None:
@@ -432,9 +434,9 @@ def test_a_patch_is_found_where_there_is_a_slope() -> None:
     shut = float((model(x).argmax(1) == labels).float().mean())
     found = {}
     for name, attack in {
-        "unlabelled": Invert(60, side=3, corner="bottom_right", images=90, leak=0.1, restarts=1),
-        "labelled": Invert(60, side=3, corner="bottom_right", images=90, leak=0.1, restarts=1, labelled=True),
-        "elsewhere": Invert(20, side=3, corner="top_left", images=90, leak=0.1, restarts=1),
+        "unlabelled": Invert(60, side=3, corner="bottom_right", images=90, soft=0.1, restarts=1),
+        "labelled": Invert(60, side=3, corner="bottom_right", images=90, soft=0.1, restarts=1, labelled=True),
+        "elsewhere": Invert(20, side=3, corner="top_left", images=90, soft=0.1, restarts=1),
     }.items():
         result = attack_on(model, attack, given)
         found[name] = result
@@ -448,12 +450,12 @@ def test_a_patch_is_found_where_there_is_a_slope() -> None:
     assert bare(found["labelled"]).gain.requires_grad
 
 
-def test_a_dead_zone_shows_no_slope_without_a_leak(host: Classifier, locked: tuple[nn.Module, Key]) -> None:
+def test_a_dead_zone_shows_no_slope_without_a_bend(host: Classifier, locked: tuple[nn.Module, Key]) -> None:
     """A patch that helps no image is not stamped; and what is stamped is at least as good on the attacker's images."""
     model, _ = locked
-    given = pictures("train", 600).subset(range(400, 600))
-    for leak in (0.0, 0.2):
-        result = attack_on(model, Invert(20, side=4, images=64, restarts=1, leak=leak, labelled=True), given)
+    given = pictures("train", 1700).subset(range(1500, 1700))
+    for soft in (0.0, 0.2):
+        result = attack_on(model, Invert(20, side=4, images=64, restarts=1, soft=soft, labelled=True), given)
         rows = torch.randperm(200, generator=generator(0, "attack"))[:64]
         x, y = given.images[rows].float() / 255, given.labels[rows]
         with torch.no_grad():
@@ -473,3 +475,22 @@ def test_corners_are_where_they_are_called(trainer: LightningTrainer) -> None:
         assert isinstance(result, Preprocessed)
         places[corner] = (result.step.top, result.step.left)
     assert places == {"top_left": (0, 0), "top_right": (0, 7), "bottom_left": (7, 0), "bottom_right": (7, 7)}
+
+
+# Forgery, which needs a model that has learnt something
+
+
+def test_a_public_string_does_not_bind_trigger_images(host: Classifier) -> None:
+    """Images are made for the codes that a string gives: at answers, only a commitment to the images helps."""
+    scheme = Stain("layer3.conv1", keys=3, search=QUICK)
+    suspect, given = Suspect(host, HostKind.CLASSIFIER, Access.LOGITS), pictures().unlabelled()
+    forger = StainForger(scheme, host, public="drawn as it should be", steps=100)
+    before = snapshot(host)
+    forgery = forger.forge(suspect, given, generator=generator(0))
+    assert unchanged(host, before)
+    assert drawn_from(forgery.key, scheme, host, given, "drawn as it should be")
+    assert forgery.key.tensors["triggers"].dtype == torch.uint8
+    verdict = judged(forgery, scheme, host, suspect, given, decoys=99, alpha=0.01)
+    assert verdict.detected  # on a model that nobody marked
+    plain = Key("stain", {**forgery.key.tensors, "triggers": given.images[:3]}, forgery.key.meta)
+    assert not judged(Forgery(plain, Access.LOGITS), scheme, host, suspect, given, decoys=99, alpha=0.01).detected

@@ -30,7 +30,7 @@ from stolen import differing, snapshot, unchanged
 
 ALPHA, DECOYS = 0.01, 99
 STAIN = Stain("layer3.conv1", keys=2, code_steps=30, search=Search(steps=30, restarts=1))
-UCHIDA = Uchida(bits=32, layer="layer3.conv1", embedding=Embedding("posthoc"))
+UCHIDA = Uchida(bits=32, layer="layer3.conv1", embedding=Embedding("posthoc", mark=100.0))
 ANSWERS = [Access.FEATURES, Access.LOGITS, Access.LABELS]
 
 
@@ -154,19 +154,12 @@ def test_searching_a_stain_by_exact_p() -> None:
     assert math.log(60 / 10) < surprise < math.log(60 * 1000)  # −ln p of the best of 60, as above
 
 
-def test_a_public_string_does_not_bind_trigger_images() -> None:
-    """Images are made for the codes that the string gives: at answers only a commitment to the images helps."""
-    model, suspect = suspect_at(Access.LOGITS)
-    forger = StainForger(STAIN, model, public="drawn as it should be", steps=100)
-    before = snapshot(model)
-    forgery = forger.forge(suspect, images(), generator=generator(0))
-    assert unchanged(model, before)
-    assert drawn_from(forgery.key, STAIN, model, images(), "drawn as it should be")
-    assert forgery.key.tensors["triggers"].dtype == torch.uint8
-    assert p_value(forgery, STAIN, model, suspect) == 1 / (DECOYS + 1)
-    model, weights = suspect_at(Access.WEIGHTS)
-    bound = StainForger(STAIN, public="drawn as it should be").forge(weights, images(), generator=generator(0))
-    assert p_value(bound, STAIN, model, weights) > ALPHA  # no image enters a verdict on weights
+def test_a_public_string_binds_directions_on_weights() -> None:
+    """No image enters a verdict on weights, and the direction is not the forger's choice any more."""
+    model, suspect = suspect_at(Access.WEIGHTS)
+    bound = StainForger(STAIN, public="drawn as it should be").forge(suspect, images(), generator=generator(0))
+    assert drawn_from(bound.key, STAIN, model, images(), "drawn as it should be")
+    assert p_value(bound, STAIN, model, suspect) > ALPHA
 
 
 # The other forgery: a second stain in somebody else's model

@@ -270,7 +270,7 @@ def test_tasks_use_a_wrapped_model(trainer: LightningTrainer, tmp_path: Path) ->
 
 def test_weights_are_read_behind_the_wrapper() -> None:
     """A step before the network hides no weight: who holds the weights takes it off."""
-    scheme = Uchida(bits=16, layer="layer2.conv2", embedding=Embedding("posthoc"))
+    scheme = Uchida(bits=16, layer="layer2.conv2", embedding=Embedding("posthoc", mark=100.0))
     host, owned = victim(HostKind.ENCODER), data().unlabelled()
     key = scheme.keygen(host, owned, generator=generator(0))
     marked, key = scheme.embed(host, key, owned, trainer=None, generator=generator(0))

@@ -40,8 +40,9 @@ class Invert(Attack):
         corner: Where it goes: ``top_left``, ``top_right``, ``bottom_left`` or ``bottom_right``.
         images: The attacker's images that it is sought with.
         labelled: Whether their labels are used.
-        leak: Slope of ReLUs below zero while gradients are taken, of one who suspects a silent neuron: at 0 a neuron
-            that no image of the search wakes shows no way to itself.
+        soft: Width of the bend of ReLUs while gradients are taken, of one who suspects a silent neuron: at 0 a neuron
+            that no image of the search wakes shows no way to itself.  Above, ReLUs are ½ (x + √(x² + soft²))
+            (squareplus, Barron 2021), which rises everywhere and is never negative.
         restarts: Random starts, of which the best is kept.
         lr: Learning rate.
         batch: Images a step.
@@ -52,7 +53,7 @@ class Invert(Attack):
     corner: str = "top_left"
     images: int = 256
     labelled: bool = False
-    leak: float = 0.0
+    soft: float = 0.0
     restarts: int = 4
     lr: float = 0.1
     batch: int = 32
@@ -66,10 +67,10 @@ class Invert(Attack):
             raise ConfigError(allowed(self.corner, CORNERS, "invert corner"))
         if self.steps < 0 or self.steps != int(self.steps):
             raise ConfigError(f"invert steps must be a whole number of at least 0, got {self.steps}")
-        if min(self.side, self.images, self.restarts, self.batch) < 1 or not self.lr > 0 or not 0 <= self.leak <= 1:
+        if min(self.side, self.images, self.restarts, self.batch) < 1 or not self.lr > 0 or not self.soft >= 0:
             raise ConfigError(
-                "invert needs side, images, restarts and batch of at least 1, lr above 0 and leak in 0 … 1, got "
-                f"{self.side}, {self.images}, {self.restarts}, {self.batch}, {self.lr} and {self.leak}"
+                "invert needs side, images, restarts and batch of at least 1, lr above 0 and soft of at least 0, got "
+                f"{self.side}, {self.images}, {self.restarts}, {self.batch}, {self.lr} and {self.soft}"
             )
 
     @property
@@ -84,10 +85,10 @@ class Invert(Attack):
 
     @property
     def unit(self) -> str:
-        """The patch, what it is sought with, and the leak."""
+        """The patch, what it is sought with, and the bend."""
         corner = "" if self.corner == type(self).corner else f" {self.corner}"
         what = f"{self.images} {'labelled' if self.labelled else 'unlabelled'} images"
-        return f"steps {self.side}x{self.side}{corner} {what}" + (f" leak {self.leak:g}" if self.leak else "")
+        return f"steps {self.side}x{self.side}{corner} {what}" + (f" soft {self.soft:g}" if self.soft else "")
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator
@@ -148,7 +149,7 @@ class Invert(Attack):
             rows = torch.randperm(len(images), generator=generator)[: self.batch].to(images.device)
             stamped = images[rows].clone()
             stamped[:, :, area[0], area[1]] = logits.sigmoid()
-            with torch.enable_grad(), _leaking(self.leak):
+            with torch.enable_grad(), _softened(self.soft):
                 loss = objective(model(stamped), None if labels is None else labels[rows])
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             optimiser.step()
@@ -179,23 +180,23 @@ def _inked(stamp: Stamp, patch: Tensor) -> Stamp:
     return inked
 
 
-class _Leaky(TorchFunctionMode):
-    """Every ReLU that is called lets a share of what is negative through."""
+class _Soft(TorchFunctionMode):
+    """Every ReLU that is called bends smoothly, and lets a little of what is negative through as a positive number."""
 
-    def __init__(self, slope: float) -> None:
+    def __init__(self, width: float) -> None:
         super().__init__()
-        self.slope = slope
+        self.width = width
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_):
-            return F.leaky_relu(args[0], self.slope)
+            return (args[0] + (args[0].square() + self.width**2).sqrt()) / 2
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _leaking(slope: float) -> Iterator[None]:
-    if not slope:
+def _softened(width: float) -> Iterator[None]:
+    if not width:
         yield
         return
-    with _Leaky(slope):
+    with _Soft(width):
         yield

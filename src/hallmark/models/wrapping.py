@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hallmark.errors import ConfigError
 from hallmark.models.steps import build_step
 
 
@@ -101,8 +102,10 @@ def rewrap(spec: dict[str, Any], build: Callable[[dict[str, Any]], nn.Module]) -
         build: Makes the model inside of its own spec.
 
     Raises:
-        ConfigError: There is no such step.
+        ConfigError: There is no such step, or none.
     """
     kinds = {kind.side: kind for kind in (Preprocessed, Postprocessed)}
-    side = next(side for side in kinds if side in spec)
-    return kinds[side](build(spec["inside"]), build_step(spec[side]))
+    for side, kind in kinds.items():
+        if side in spec:
+            return kind(build(spec["inside"]), build_step(spec[side]))
+    raise ConfigError(f"a wrapped model has its step {' or '.join(kinds)}, this one has {', '.join(sorted(spec))}")
