@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from hallmark.attacks.distill import Distill
 from hallmark.attacks.finetune import FineTuneAttack
+from hallmark.attacks.invert import Invert
 from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.attacks.perturb import WeightNoise, WeightShift
+from hallmark.attacks.preprocess import Postprocess, Preprocess
 from hallmark.attacks.prune import Prune, prune
 from hallmark.attacks.quantize import Quantize
+from hallmark.attacks.reestimate import Reestimate
+from hallmark.attacks.refit import Refit
+from hallmark.attacks.remove import RemoveNeurons
 from hallmark.core import Access, Attack, HostKind, Key, Suspect, generator
 from hallmark.core.scheme import Images
 from hallmark.errors import AccessError, ConfigError
@@ -237,6 +242,7 @@ def attacks() -> Iterator[type[Attack]]:
 def test_no_attack_can_be_handed_a_key() -> None:
     kinds = list(attacks())
     assert {Distill, FineTuneAttack, OverwriteAttack, Prune, Quantize, WeightNoise, WeightShift} <= set(kinds)
+    assert {Invert, Postprocess, Preprocess, Reestimate, Refit, RemoveNeurons} <= set(kinds)
     for kind in [Attack, *kinds]:
         signature = inspect.signature(kind.apply)
         assert list(signature.parameters) == ["self", "victim", "attacker_data", "trainer", "generator"], kind
@@ -261,6 +267,8 @@ OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied":
         WeightNoise(0.1),
         WeightShift(1.0),
         OverwriteAttack(**OVERWRITE, amount=8),
+        Preprocess("jpeg", 50),
+        Postprocess("rounding", 0.5),
     ],
 )
 def test_an_attack_needs_the_access_it_declares(attack: Attack, trainer: LightningTrainer) -> None:

@@ -14,6 +14,7 @@ from hallmark.errors import ConfigError, StoreError, allowed
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage, from_spec
+from hallmark.models.wrapping import Wrapper, bare, is_wrapped, rewrap
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -21,6 +22,8 @@ DESCRIPTION = "model.json"
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Plain JSON from which :func:`build` makes the same architecture."""
+    if isinstance(model, Wrapper):
+        return {"kind": describe(bare(model))["kind"], **model.spec}
     if isinstance(model, Encoder):
         return {"kind": "encoder", **model.spec}
     if isinstance(model, Classifier):
@@ -34,6 +37,8 @@ def build(description: dict[str, Any]) -> nn.Module:
     """An untrained model of a description."""
     fields = dict(description)
     kind = fields.pop("kind", None)
+    if is_wrapped(fields):
+        return rewrap(fields, lambda inside: build({"kind": kind, **inside}))
     if kind == "encoder":
         mean, std = tuple(fields["mean"]), tuple(fields["std"])
         return Encoder(fields["backbone"], fields["width"], mean, std, fields.get("widths"))
@@ -129,7 +134,7 @@ def load_downstream(folder: Path, host: nn.Module) -> Classifier:
         if not isinstance(model, Classifier):
             raise StoreError(f"{folder} holds a {type(model).__name__} where a downstream classifier belongs")
         return model
-    if not isinstance(host, Encoder):
+    if not isinstance(bare(host), Encoder):
         raise StoreError(f"{folder} holds a head for an Encoder, but its host is a {type(host).__name__}")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())

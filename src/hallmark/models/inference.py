@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from hallmark.models.wrapping import Wrapper
+
 
 class Answering(nn.Module):
     """A frozen copy of a network that answers the same, up to rounding, and faster.
@@ -34,6 +36,9 @@ def block_size(images: Tensor) -> int:
 
 
 def _folded(model: nn.Module) -> nn.Module:
+    if isinstance(model, Wrapper):  # its step is no part of the graph
+        model.model = _folded(model.model)
+        return model
     try:
         return fuse(model)
     except Exception:  # noqa: BLE001 - tracing runs the network's own code, which may raise anything

@@ -15,6 +15,7 @@ from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
+from hallmark.models.wrapping import bare
 
 
 class SharedTrunk(nn.Module):
@@ -76,7 +77,7 @@ def judge(
     if reference is not None and Access.WEIGHTS in scheme.access:
         place = {"access": "weights_aligned", "downstream": "", "task": ""}
         try:
-            aligned = align(subject, reference, unseen=scheme.reads(reference, key))
+            aligned = align(bare(subject), reference, unseen=scheme.reads(reference, key))
             places.append((place, Suspect(aligned, kind_of(aligned), Access.WEIGHTS)))
         except ConfigError:  # another architecture
             beyond.append(place)
@@ -114,6 +115,7 @@ def _unreadable(place: dict[str, str]) -> dict[str, Any]:
 
 def kind_of(model: nn.Module) -> HostKind:
     """The host kind of a stored model."""
+    model = bare(model)
     if isinstance(model, ImageToImage | Barriered):
         return HostKind.IMAGE_TO_IMAGE
     return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
@@ -126,8 +128,9 @@ def _places(
     places = []
     kind = kind_of(subject)
     for access in sorted(scheme.access & LEVELS[kind], key=list(Access).index):
-        # weights are read as they are; output images have eight bits, which bfloat16 has not
+        # weights are read as they are, without what stands around them; output images have eight bits, unlike bfloat16
         model, queried = (subject, False) if access in (Access.WEIGHTS, Access.IMAGES) else (trunk, True)
+        model = bare(subject) if access is Access.WEIGHTS else model
         if access is not Access.FEATURES or kind is HostKind.ENCODER:
             suspect = Suspect(model, kind, access, autocast=queried)
             places.append(({"access": str(access), "downstream": "", "task": ""}, suspect))

@@ -43,7 +43,7 @@ class FineTune(Task):
         """The fine-tuned classifier; the host is left untouched."""
         from hallmark.supervised import train_classifier  # Lightning, which planning does without
 
-        encoder = host.encoder if isinstance(host, Classifier) else host
+        encoder = getattr(host, "encoder", host)
         probe = Probe(recipe=self.recipe).transfer(deepcopy(encoder), train, trainer=trainer, generator=generator)
         train_classifier(
             probe,

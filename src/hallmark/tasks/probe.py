@@ -11,6 +11,7 @@ from hallmark.core.scheme import Images, Trainer
 from hallmark.core.task import Measurement, Task
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.models.wrapping import bare
 from hallmark.tasks.features import encode
 from hallmark.tasks.heads import HeadRecipe, train_head
 
@@ -92,6 +93,6 @@ def nearest_labels(
 
 
 def _encoder(host: nn.Module) -> Encoder:
-    if not isinstance(host, Encoder):
+    if not isinstance(bare(host), Encoder):
         raise TypeError(f"a probe needs an Encoder, got {type(host).__name__}")
-    return host
+    return host  # type: ignore[return-value]  # behind a wrapper it still is one to whoever asks it
