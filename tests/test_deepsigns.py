@@ -1,6 +1,7 @@
 """deepsigns: activations and losses against numpy, the mark in every situation, its coins, its limits."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hallmark.errors import AccessError, ConfigError, DataError, KeyFileError
 from hallmark.models import Classifier, Encoder
 from hallmark.optimisation import Training
 from hallmark.schemes.deepsigns import DeepSigns, Embedding
-from hallmark.schemes.deepsigns.activations import answer, trigger_centres, width
+from hallmark.schemes.deepsigns.activations import answer, width
 from hallmark.schemes.deepsigns.embedding import DeepSignsTraining, gathering_loss
 from hallmark.stats import Binomial, verify
 from hallmark.training import LightningTrainer
@@ -48,8 +49,8 @@ def host(seed: int = 0, width: int = 1) -> Classifier:
 
 
 def scheme(situation: str = "finetune", layer: str = "features", **options: Any) -> DeepSigns:
-    """A heavy hand, so that a few dozen steps suffice."""
-    quick: dict[str, Any] = {"mark": 0.3, "pull": 0.3, "epochs": 12, "training": Training("sgd", 0.05, 0.0, "steps")}
+    """A hand three times as heavy as the demonstration's, so that a few dozen steps suffice."""
+    quick: dict[str, Any] = {"mark": 0.03, "epochs": 12, "training": Training("sgd", 0.03, 0.0, "steps")}
     embedding = Embedding(situation=situation, **quick | options)
     return DeepSigns(bits=BITS, layer=layer, triggers=TRIGGERS, embedding=embedding)
 
@@ -93,7 +94,9 @@ def test_trigger_images_are_of_the_chosen_classes() -> None:
 
 @pytest.mark.parametrize("layer", ["features", CONV, "head.0"])
 def test_bits_and_loss_by_the_papers_formulas(layer: str) -> None:
-    key = drawn(layer)
+    bits = 4 if layer == "head.0" else BITS
+    deepsigns = replace(scheme(layer=layer), bits=bits)
+    key = deepsigns.keygen(host(), owner(), generator=generator(0, "key"))
     net = host()
     seen: list[Tensor] = []
     module = {"features": net.encoder, CONV: net.encoder.backbone.group3.conv2, "head.0": net.head[0]}[layer]
@@ -105,12 +108,12 @@ def test_bits_and_loss_by_the_papers_formulas(layer: str) -> None:
     values = values.mean((2, 3)) if values.ndim == 4 else values
     mu = np.stack([values[:20].mean(0), values[20:].mean(0)])
     z, b = mu @ key.tensors["projection"].double().numpy(), key.tensors["message"].numpy()
-    assert z.shape == b.shape == (2, BITS // 2)
+    assert z.shape == b.shape == (2, bits // 2)
     right = int(((z >= 0) == b).sum())
-    assert scheme(layer=layer).extract(suspect(net), key) == Evidence(Access.WEIGHTS, matches=right, trials=BITS)
+    assert deepsigns.extract(suspect(net), key) == Evidence(Access.WEIGHTS, matches=right, trials=bits)
     y = 1 / (1 + np.exp(-z))
     loss = -(b * np.log(y) + (1 - b) * np.log(1 - y)).mean()
-    assert scheme(layer=layer).figures(suspect(net), key) == {"embed_loss": pytest.approx(loss, rel=1e-4)}
+    assert deepsigns.figures(suspect(net), key) == {"embed_loss": pytest.approx(loss, rel=1e-4)}
 
 
 def test_features_suffice_for_features_alone() -> None:
@@ -192,28 +195,25 @@ def test_extraction_in_bulk_agrees() -> None:
 def test_a_step_minimises_task_gathering_and_mark(labelled: bool, layer: str) -> None:
     deepsigns = scheme(layer=layer, mark=3.0, pull=0.7, triggers=24)
     key = drawn(layer)
-    net, begin = deepcopy(host(seed=1)), trigger_centres(host(), key.tensors["images"], layer)
-    task = DeepSignsTraining(net, None if labelled else host(), key, begin, deepsigns.embedding, seed=0)
+    net = deepcopy(host(seed=1))
+    task = DeepSignsTraining(net, None if labelled else host(), key, deepsigns.embedding, seed=0)
     task.log = task.log_dict = lambda *_, **__: None
     batch = Batch(owner().images[:16], owner().labels[:16], torch.arange(16), 0, 0, 16)
     views, labels = task.on_after_batch_transfer(batch, 0)
-    triggers, classes = task.triggers(0)
-    assert triggers.shape == (24, 3, SIZE, SIZE)
+    triggers = task.triggers(0)
+    assert triggers.shape == (2, 12, 3, SIZE, SIZE)
     with torch.no_grad():
         now, then = net(views).double().numpy(), host()(views).double().numpy()
-        seen = answer(net, triggers, layer)[1].double().numpy()
+        seen = np.stack([answer(net, own, layer)[1].double().numpy() for own in triggers])
     utility = -np.log(softmax(now)[np.arange(16), labels.numpy()]).mean()
     if not labelled:
         utility = -(softmax(then) * np.log(softmax(now))).sum(1).mean()
-    mu, b = begin.double().numpy(), key.tensors["message"].numpy()
-    pull = ((seen - mu[classes.numpy()]) ** 2).sum(1).mean()
+    mu, b = seen.mean(1), key.tensors["message"].numpy()
+    pull = np.mean([((x - m) ** 2).sum() for own, m in zip(seen, mu, strict=True) for x in own])
     y = 1 / (1 + np.exp(-(mu @ key.tensors["projection"].double().numpy())))
     mark = -(b * np.log(y) + (1 - b) * np.log(1 - y)).sum()
     loss = task.training_step((views, labels), 0)
     assert float(loss) == pytest.approx(utility + 0.7 * pull + 3 * mark, rel=1e-4)
-    loss.backward()
-    assert task.centres.grad.abs().sum() > 0
-    assert any(p is task.centres for p in task.trained)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -221,16 +221,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return raised / raised.sum(1, keepdims=True)
 
 
-def test_triggers_are_drawn_with_their_centres() -> None:
+def test_each_step_sees_other_triggers_of_every_class() -> None:
     key = drawn()
-    task = DeepSignsTraining(deepcopy(host()), None, key, torch.zeros(2, 64), scheme(triggers=10).embedding, seed=0)
+    task = DeepSignsTraining(deepcopy(host()), None, key, scheme(triggers=10).embedding, seed=0)
     of = {image.numpy().tobytes(): c for c in (0, 1) for image in key.tensors["images"][c]}
     for step in range(5):
-        images, classes = task.triggers(step)
-        levels = (images * 255).round().to(torch.uint8)
-        assert [of[image.numpy().tobytes()] for image in levels] == classes.tolist()
-    assert not torch.equal(task.triggers(0)[0], task.triggers(1)[0])
-    assert float(gathering_loss(torch.ones(5, 3), torch.zeros(5, 3))) == 3
+        levels = (task.triggers(step) * 255).round().to(torch.uint8)
+        assert [[of[image.numpy().tobytes()] for image in own] for own in levels] == [[0] * 5, [1] * 5]
+        assert len({image.numpy().tobytes() for image in levels.flatten(0, 1)}) == 10
+    assert not torch.equal(task.triggers(0), task.triggers(1))
+    assert float(gathering_loss(torch.ones(2, 5, 3), torch.zeros(2, 3))) == 3
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_the_message_is_written_in_every_situation(situation: str, layer: str, t
     levels = [Access.WEIGHTS, Access.FEATURES] if layer == "features" else [Access.WEIGHTS]
     for access in levels:
         found = deepsigns.extract(suspect(model, access), key)
-        assert found.matches >= 30
+        assert found.matches == BITS
         assert verify(found, Binomial(0.5), 1e-4).detected
         assert not verify(deepsigns.extract(suspect(host(), access), key), Binomial(0.5), 1e-3).detected
     foreign = [
@@ -336,6 +336,7 @@ def test_a_key_of_another_width_is_refused(access: Access) -> None:
         ({"bits": 33}, "scheme.bits=33 cannot be shared equally by scheme.classes=2"),
         ({"triggers": 0}, "scheme.triggers=0 cannot be shared equally"),
         ({"classes": 0}, "by scheme.classes=0"),
+        ({"classes": 4, "embedding": Embedding(triggers=3)}, "embedding.triggers=3 gives some of 4 classes no image"),
     ],
 )
 def test_impossible_schemes_are_refused(wrong: dict[str, Any], line: str) -> None:

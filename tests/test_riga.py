@@ -186,8 +186,24 @@ def test_losses_by_the_papers_formulas(task: RigaTraining) -> None:
     assert float(task.detector_loss(mean)) == pytest.approx(
         (-np.log(natural)).mean() - np.log(1 - own).item(), rel=1e-4
     )
-    z = responses(task.extractor, task.relatives, task.order).detach().double().numpy()
-    assert float(task.extractor_loss(mean, 0)) > softplus(-np.abs(z)).mean()  # at least the relatives' own share
+
+
+def test_the_extractor_learns_the_message_and_what_a_carrier_reads_elsewhere(task: RigaTraining) -> None:
+    mean, order = task.mean().detach(), task.order.numpy()
+    rng = generator(task.seed, "reordered", 0, 5)
+    rows = mean.double().numpy().reshape(16, 9)
+    own = [rows[torch.randperm(16, generator=rng).numpy()].reshape(-1) for _ in range(len(task.relatives))]
+    others = np.concatenate([task.relatives.double().numpy(), own])
+    others = others.reshape(-1, 16, 9)[:, order].reshape(-1, 144)
+    wanted = others @ task.projection.double().numpy().T >= 0
+    x = others / np.sqrt((others**2).mean(1, keepdims=True))
+    with torch.no_grad():
+        z = task.extractor(torch.from_numpy(x).float()).double().numpy()
+        first = responses(task.extractor, mean, task.order).double().numpy()
+    message = softplus(np.where(task.message.numpy() == 1, -first, first)).mean()
+    assert float(task.extractor_loss(mean, 5)) == pytest.approx(
+        message + softplus(np.where(wanted, -z, z)).mean(), rel=1e-4
+    )
 
 
 def test_turns_touch_their_own_player_alone(task: RigaTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,16 +266,16 @@ def test_equal_seeds_give_equal_marks(tmp_path: Path) -> None:
 
 
 def test_hiding_keeps_the_distribution(tmp_path: Path) -> None:
-    """Without the detector the mark widens the mean filter; with it, less of that shows."""
+    """Without the detector the mark widens the mean filter, 2.7 times as measured; with it, to 1.01."""
 
     def spread(covert: float) -> float:
         model, key = train(scheme("distill", covert=covert, clip=0.1, mark=0.1), tmp_path / str(covert))
         assert counts(model, [key])[0] == BITS
         return float(layer_mean(model, key).std() / layer_mean(host(), key).std())
 
-    bare, hidden = spread(0.0), spread(10.0)
-    assert bare > 1.02
-    assert abs(hidden - 1) < 0.7 * abs(bare - 1)
+    bare, hidden = spread(0.0), spread(1.0)
+    assert bare > 1.5
+    assert abs(hidden - 1) < 0.3 * abs(bare - 1)
 
 
 # The null

@@ -23,9 +23,9 @@ class Embedding(Situation):
     """How the mark gets into the network, beside what every :class:`~hallmark.schemes.situations.Situation` sets.
 
     Args:
-        mark: γ₂, the weight of loss₂, the cross entropy of the centres' projections summed over the bits.
+        mark: γ₂, the weight of loss₂, the cross entropy of the centres' projections, summed over the bits.
         pull: γ₁, the weight of loss₁, the mean squared distance of trigger activations from their centres.
-        triggers: Trigger images that accompany each step, at the most.
+        triggers: Trigger images that accompany each step at the most, in equal parts for each class.
     """
 
     pull: float = 0.01
@@ -74,6 +74,11 @@ class DeepSigns(Scheme):
                     f"scheme.{name}={value} cannot be shared equally by scheme.classes={self.classes}; make it a "
                     "positive multiple"
                 )
+        if self.embedding.triggers < self.classes:
+            raise ConfigError(
+                f"scheme.embedding.triggers={self.embedding.triggers} gives some of {self.classes} classes no image a "
+                "step; raise it to at least scheme.classes"
+            )
 
     @property
     def access(self) -> frozenset[Access]:  # type: ignore[override]
