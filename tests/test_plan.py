@@ -255,3 +255,23 @@ def test_hosts_of_one_experiment_are_of_one_kind(config, bits):
     mixed = bits | {"pretrains": config["pretrains"] | bits["pretrains"]}
     with pytest.raises(ConfigError, match="different kinds"):
         plan(mixed, prints)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"_target_": "hallmark.attacks.prune.Prune", "strength": "fraction", "layers": ["group9"]}, "unknown layer"),
+        ({"_target_": "hallmark.attacks.distill.Distill", "strength": "epochs", "backbone": "net"}, "unknown backbone"),
+        ({"_target_": "hallmark.attacks.finetune.FineTuneAttack", "strength": "epochs", "batch": 0}, "batch must be"),
+    ],
+)
+def test_an_attack_that_does_not_fit_is_refused_before_anything_is_trained(bits, attack, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(bits | {"attacks": {"one": {**attack, "strengths": [1]}}}, prints)
+
+
+@pytest.mark.parametrize("number", [-1, 1.5])
+def test_a_number_of_innocent_seeds_that_cannot_be_is_refused(bits, number):
+    seeds = bits["calibration"] | {"extra_seeds": {"supervised": number}}
+    with pytest.raises(ConfigError, match=r"extra_seeds\.supervised must be a whole number"):
+        plan(bits | {"calibration": seeds}, prints)

@@ -177,9 +177,10 @@ def test_fidelity_is_the_paired_difference_in_points(tmp_path):
     values = {0: (0.80, 0.83), 1: (0.84, 0.85), 2: (0.82, 0.81)}
     rows = [replace(row, seed=s, value=v[i]) for s, v in values.items() for i, row in enumerate((MARKED, ORIGINAL))]
     table = contents.fidelity(frame_of(tmp_path, rows), "x")
-    # differences -3, -1, +1 points: mean -1, standard deviation 2; marked 80, 84, 82; original 83, 85, 81
-    assert table.heads == ["marked / %", "original / %", "difference / points", "seeds"]
-    assert table.texts() == [["82.0 ± 2.0", "83.0 ± 2.0", "−1.0 ± 2.0", "3"]]
+    # differences -3, -1, +1 points: mean -1, standard deviation 2; marked 80, 84, 82; original 83, 85, 81;
+    # Student's quantile for two degrees of freedom is 4.303, so the interval reaches 4.303 · 2 / √3 = 5.0 points
+    assert table.heads == ["marked / %", "original / %", "difference / points", "95 % interval", "seeds"]
+    assert table.texts() == [["82.0 ± 2.0", "83.0 ± 2.0", "−1.0 ± 2.0", "−6.0 … +4.0", "3"]]
     assert "algorithm simclr" in table.note
 
 

@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 from hallmark.core import Access, Evidence
 from hallmark.schemes.wpe.responses import label_evidence
-from hallmark.stats import Binomial, Ranked, clopper_pearson, clustered, holm, verify, wilson
+from hallmark.stats import Binomial, Ranked, clopper_pearson, clustered, holm, mean_interval, verify, wilson
 
 
 def counted(matches: int, trials: int) -> Evidence:
@@ -322,3 +322,11 @@ def test_the_clustered_interval_covers_where_the_plain_one_does_not() -> None:
 def test_clusters_must_have_trials() -> None:
     with pytest.raises(ValueError, match="at least one trial"):
         clustered([0], [0])
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    low, high = mean_interval([1.0, 2.0, 4.0, 5.0])  # mean 3, standard deviation sqrt(10/3), t(0.975, 3) = 3.18245
+    assert (low, high) == pytest.approx((3 - 3.18245 * math.sqrt(10 / 12), 3 + 3.18245 * math.sqrt(10 / 12)), abs=1e-4)
+    assert mean_interval([1.0]) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])

@@ -13,6 +13,16 @@ OPTIMISERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps")
 
 
+def require_batch(batch: int, what: str) -> None:
+    """Refuse a batch without images; ``what`` names whose it is.
+
+    Raises:
+        ConfigError: The batch is below 1.
+    """
+    if batch < 1:
+        raise ConfigError(f"{what} batch must be at least 1, got {batch}")
+
+
 @dataclass(frozen=True)
 class Training:
     """How weights move.

@@ -180,6 +180,21 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Proportion:
     return Proportion(count, n, float(interval.low), float(interval.high))
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean, such as that of a paired difference over seeds; infinite for a single value.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    if not values:
+        raise ValueError("an interval of a mean needs at least one value")
+    if len(values) == 1:
+        return -math.inf, math.inf
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(scipy_stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean - reach, mean + reach
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given, for a table that makes many claims at once."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

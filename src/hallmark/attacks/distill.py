@@ -12,7 +12,7 @@ from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
-from hallmark.optimisation import Training
+from hallmark.optimisation import Training, require_batch
 
 DISTANCES = ("cosine", "l2")
 BLOCK = 1024
@@ -56,8 +56,14 @@ class Distill(Attack):
             raise ConfigError(allowed(self.distance, DISTANCES, "distill distance"))
         if self.epochs < 1 or int(self.epochs) != self.epochs:
             raise ConfigError(f"distill epochs must be a whole number of at least 1, got {self.epochs}")
+        require_batch(self.batch, "distill")
         if not self.temperature > 0:
             raise ConfigError(f"distill temperature must be above 0, got {self.temperature}")
+
+    def check_host(self, host: nn.Module) -> None:
+        """Refuse a backbone, or a width of it, that does not exist; the host itself does not matter."""
+        with torch.device("meta"):
+            Encoder(self.backbone, self.width)
 
     def access_for(self, kind: HostKind) -> Access:
         """Features of an encoder, logits of a classifier."""

@@ -10,7 +10,7 @@ from hallmark.components import NEUTRAL
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
-from hallmark.optimisation import Training
+from hallmark.optimisation import Training, require_batch
 
 SCOPES = ("all", "last")
 
@@ -51,6 +51,7 @@ class FineTuneAttack(Attack):
             raise ConfigError(allowed(self.scope, SCOPES, "finetune scope"))
         if self.epochs < 0 or int(self.epochs) != self.epochs:
             raise ConfigError(f"finetune epochs must be a whole number of at least 0, got {self.epochs}")
+        require_batch(self.batch, "finetune")
         _ = self._training  # refuses what it does not know
 
     @property

@@ -12,7 +12,7 @@ from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError
 from hallmark.models.layers import output_axis, weight_layers
-from hallmark.optimisation import Training
+from hallmark.optimisation import Training, require_batch
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class WeightShift(Attack):
         for name, value in (("shift", self.shift), ("noise", self.noise), ("retrain_epochs", self.retrain_epochs)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"perturb {name} must be a finite number of at least 0, got {value}")
+        require_batch(self.batch, "perturb")
 
     @property
     def hosts(self) -> frozenset[HostKind]:

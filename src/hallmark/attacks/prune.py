@@ -13,7 +13,7 @@ from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.layers import find_layer, weight_layers
-from hallmark.optimisation import Training
+from hallmark.optimisation import Training, require_batch
 
 SCOPES = ("global", "layer")
 ORDERS = ("ascending", "random", "descending")
@@ -51,9 +51,15 @@ class Prune(Attack):
             raise ConfigError(f"prune fraction must lie in 0 … 1, got {self.fraction}")
         if self.retrain_epochs < 0:
             raise ConfigError(f"prune retrain_epochs must be at least 0, got {self.retrain_epochs}")
+        require_batch(self.batch, "prune")
         if self.order not in ORDERS:
             raise ConfigError(allowed(self.order, ORDERS, "prune order"))
         object.__setattr__(self, "layers", tuple(self.layers))  # a configuration's list made hashable
+
+    def check_host(self, host: nn.Module) -> None:
+        """Refuse layers that the host has not."""
+        for layer in self.layers:
+            find_layer(host, layer)
 
     @property
     def hosts(self) -> frozenset[HostKind]:

@@ -44,6 +44,16 @@ class Attack(ABC):
         """What the attacker needs to see of a victim of a kind: :attr:`access`, unless the kind decides."""
         return self.access
 
+    def check_host(self, host: nn.Module) -> None:  # noqa: B027 - most attacks have nothing to refuse
+        """Refuse, before anything runs, a host that this attack's settings do not fit.
+
+        Args:
+            host: An untrained host on torch's meta device: it has shapes and names, but no weights.
+
+        Raises:
+            ConfigError: The settings do not fit, e.g. name a layer that is not there; the default looks at nothing.
+        """
+
     @property
     @abstractmethod
     def strength(self) -> float:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from hallmark.report import analysis
 from hallmark.report.analysis import ATTACK, MODEL, SETTING
-from hallmark.report.tables import NOTHING, Column, Record, Table, mean_sd, ordered, over_seeds, p_text, plain
+from hallmark.report.tables import NOTHING, Column, Record, Table, mean_sd, ordered, over_seeds, p_text, plain, points
+from hallmark.stats import mean_interval
 
 HEADS = {"pretrain": "algorithm", "dataset": "trained on"}
 
@@ -20,14 +21,19 @@ def fidelity(rows: pd.DataFrame, name: str) -> Table:
     pairs = analysis.paired(chosen, "suspect", "marked", "original")
     keys = [*MODEL, "metric"]
     frame = over_seeds(pairs, keys, ("left", "right", "difference"))
+    frame = frame.merge(_difference_intervals(pairs, keys), on=keys)
     frame = frame.rename(columns=lambda c: c.replace("left", "marked").replace("right", "original"))
     columns = (
         Column("marked / %", "marked_mean", lambda r: mean_sd(r, "marked")),
         Column("original / %", "original_mean", lambda r: mean_sd(r, "original")),
         Column("difference / points", "difference_mean", lambda r: mean_sd(r, "difference")),
+        Column("95 % interval", "difference_low", lambda r: _points_range(r["difference_low"], r["difference_high"])),
         Column("seeds", "models"),
     )
-    note = "Mean ± standard deviation over seeds; the difference is marked − original, paired by seed."
+    note = (
+        "Mean ± standard deviation over seeds; the difference is marked − original, paired by seed, with Student's "
+        "interval of its mean where there is more than one seed."
+    )
     return _table(name, "Fidelity: accuracy with and without the mark", note, frame, keys, columns)
 
 
@@ -186,6 +192,19 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
         "ruined: it flipped, but the model lost more; absent: it was not detected before the attack."
     )
     return _table(name, title, note, frame, keys, columns)
+
+
+def _difference_intervals(pairs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Student's interval of the mean difference over seeds, NaN for a single one, as fractions."""
+    lines = []
+    for place, group in pairs.groupby(list(keys), sort=False, dropna=False):
+        ends = mean_interval(group["difference"].tolist()) if len(group) > 1 else (float("nan"),) * 2
+        lines.append((*place, *ends))
+    return pd.DataFrame(lines, columns=[*keys, "difference_low", "difference_high"])
+
+
+def _points_range(low: float, high: float) -> str:
+    return NOTHING if pd.isna(low) else f"{points(low)} … {points(high)}"
 
 
 def _rate_verdict(low: float, alpha: float) -> str:

@@ -34,9 +34,11 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     for name in config["attacked_tasks"]:
         if name not in config["tasks"]:
             raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
-    for name in calibration["extra_seeds"]:
+    for name, number in calibration["extra_seeds"].items():
         if name not in METHODS:
             raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
+        if not isinstance(number, int) or number < 0:
+            raise ConfigError(f"calibration.extra_seeds.{name} must be a whole number of at least 0, got {number!r}")
     known = {mark.variant for mark in marks}
     for name, group in config["attacks"].items():
         if not isinstance(group, Mapping):

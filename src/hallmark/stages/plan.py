@@ -46,7 +46,7 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
         ConfigError: A component is unknown or mistyped, or a pair makes no sense.
     """
     planner = _Planner(config, fingerprint)
-    check_experiment(config, planner.marks, planner.kind, planner.blank)
+    check_experiment(config, planner.marks, planner.kind, lambda: planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
     return Experiment(config, subjects)
@@ -81,6 +81,7 @@ class _Planner:
             raise ConfigError(f"pretrains {', '.join(self.recipes)} make hosts of different kinds; use two experiments")
         return kinds.pop()
 
+    @cached_property
     def blank(self) -> nn.Module:
         """An untrained host whose weights take no memory."""
         host = build(HostRecipe, self.config["host"], "host")
@@ -251,6 +252,8 @@ class _Planner:
         where = f"attacks.{name} at {group['strength']}={strength:g}"
         attack: Attack = instantiate(attack_settings(group, strength), where, Attack)
         check_hosts(attack, self.kind, "attack")
+        if type(attack).check_host is not Attack.check_host:
+            attack.check_host(self.blank)
         return attack
 
     def _machine(self) -> dict[str, Any]:
