@@ -220,7 +220,7 @@ class _Planner:
         for name, settings in self.config["detectors"].items():
             detector: Detector = instantiate(settings, f"detectors.{name}", Detector)
             check_hosts(detector, self.kind, "detector")
-            detector.check_host(self.blank())
+            detector.check_host(self.blank)
             yield detector
 
     def _transfers(self, stage: Stage, tasks: list[str]) -> dict[tuple[str, str], Stage]:
