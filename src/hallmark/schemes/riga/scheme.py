@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
 from hallmark.core import generator as generator_for
@@ -173,14 +173,11 @@ class RIGA(Scheme):
     def extract_many(self, suspect: Suspect, keys: Sequence[Key]) -> list[Evidence]:
         """The evidence of many keys; the suspect's weights are copied once."""
         self.require_access(suspect)
-        model = suspect.weights_module()
+        read = _Reader(suspect.weights_module())
+        messages = [key.tensors["message"] for key in keys]
         return [
-            Evidence(
-                Access.WEIGHTS,
-                matches=right_bits(read(model, key), key.tensors["message"]),
-                trials=len(key.tensors["message"]),
-            )
-            for key in keys
+            Evidence(Access.WEIGHTS, matches=right_bits(read(key), message), trials=len(message))
+            for key, message in zip(keys, messages, strict=True)
         ]
 
     def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
@@ -192,14 +189,32 @@ class RIGA(Scheme):
             KeyFileError: The key was made for another layer.
         """
         self.require_access(suspect)
-        return {"embed_loss": loss_per_bit(read(suspect.weights_module(), key), key.tensors["message"])}
+        return {"embed_loss": loss_per_bit(_Reader(suspect.weights_module())(key), key.tensors["message"])}
 
 
-def read(model: nn.Module, key: Key) -> torch.Tensor:
-    """Logits ``(T,)`` that the key's extractor gives for a model's host layer; at least 0 reads as 1.
+class _Reader:
+    """Reads many keys' bits from one model; keys that share an extractor or a layer share its making.
 
-    Raises:
-        ConfigError: The model has no such layer.
-        KeyFileError: The key was made for filters of another shape.
+    Args:
+        model: Any model.
     """
-    return responses(unpacked(key.tensors), layer_mean(model, key), key.tensors["channels"])
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._extractors: dict[int, nn.Module] = {}
+        self._means: dict[tuple[str, ...], Tensor] = {}
+
+    def __call__(self, key: Key) -> Tensor:
+        """Logits ``(T,)`` that the key's extractor gives for the host layer; at least 0 reads as 1.
+
+        Raises:
+            ConfigError: The model has no such layer.
+            KeyFileError: The key was made for filters of another shape.
+        """
+        tensors, layer = key.tensors, (key.meta["layer"], str(key.meta["shape"]))
+        network = id(tensors["extractor.0.weight"])  # kept alive by the key
+        if network not in self._extractors:
+            self._extractors[network] = unpacked(tensors)
+        if layer not in self._means:
+            self._means[layer] = layer_mean(self.model, key)
+        return responses(self._extractors[network], self._means[layer], tensors["channels"])
