@@ -248,7 +248,10 @@ def test_no_attack_can_be_handed_a_key() -> None:
         assert kind is Attack or Key not in typing.get_type_hints(kind).values()  # nor as a setting
 
 
-OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied": "bits"}
+OVERWRITES = [
+    OverwriteAttack({"_target_": f"hallmark.schemes.{scheme}"}, varied="bits", amount=8)
+    for scheme in ("uchida.Uchida", "riga.RIGA", "deepsigns.DeepSigns")
+]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,7 @@ OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied":
         Quantize(24),
         WeightNoise(0.1),
         WeightShift(1.0),
-        OverwriteAttack(**OVERWRITE, amount=8),
+        *OVERWRITES,
     ],
 )
 def test_an_attack_needs_the_access_it_declares(attack: Attack, trainer: LightningTrainer) -> None:
