@@ -12,6 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
+from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify, instantiate
 from hallmark.composition import compose
 from hallmark.core import Access, Evidence, HostKind, Key, Suspect, extract_all, generator
@@ -283,6 +284,19 @@ def test_equal_seeds_give_equal_tensors(tmp_path: Path) -> None:
     one, same, other = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (first, second, third))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_a_thief_can_write_a_second_mark(marked: tuple[nn.Module, Key], tmp_path: Path) -> None:
+    """With trigger images and classes of its own, chosen by its own labels."""
+    model, key = marked
+    attack = OverwriteAttack(identify(scheme()), varied="bits", amount=16)
+    assert (attack.unit, attack.needs_labels, attack.hosts) == ("deepsigns bits", True, {HostKind.CLASSIFIER})
+    trainer = LightningTrainer(TrainerSettings(precision="32-true", progress=False), tmp_path)
+    other = attack.apply(suspect(model), owner(), trainer=trainer, generator=generator(0, "attack"))
+    assert isinstance(other, Classifier)
+    assert scheme().extract(suspect(other), key).trials == BITS
+    with pytest.raises(DataError, match="labels are withheld"):
+        attack.apply(suspect(model), owner().unlabelled(), trainer=trainer, generator=generator(0, "attack"))
 
 
 # Refusals

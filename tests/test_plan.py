@@ -230,6 +230,23 @@ def test_attacks_can_be_made_on_some_variants_alone(bits):
         plan(bits | {"attacks": {"noise": {**noise, "variants": ["none"]}}}, prints)
 
 
+def test_each_scheme_can_be_overwritten_by_its_own_kind():
+    experiment = plan(compose(["experiment=uchida/baselines", "scale=smoke"]), prints)
+    attacked = [s for s in experiment.subjects if s.attack == "overwrite" and s.suspect == "marked"]
+    assert {s.mark.name: s.mark.variant for s in attacked} == {"uchida": "", "riga": "", "deepsigns": ""}
+    assert len(attacked) == 3
+    for subject in attacked:
+        second = subject.stage.config["attack"]["scheme"]
+        assert second == identify(subject.mark.scheme)  # the owner's settings; the key is drawn anew
+        assert subject.unit.startswith(f"{subject.mark.name} bits")
+    prunings = {(s.mark.name, s.unit) for s in experiment.subjects if s.attack == "prune"}
+    assert {name: unit.split()[-1] for name, unit in prunings} == {
+        "uchida": "group2.conv2",
+        "riga": "group2.conv2",
+        "deepsigns": "group4.conv2",
+    }
+
+
 def test_the_mark_can_be_embedded_with_other_images(bits):
     other = bits | {"embedding_data": {"name": "mnist", "train": 100, "test": 10}}
     before = {s.embed.key for s in plan(bits, prints).subjects}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify, instantiate
 from hallmark.composition import compose
 from hallmark.core import Access, Evidence, HostKind, Key, Suspect, extract_all, generator
@@ -376,6 +377,16 @@ def test_permuting_channels_takes_the_mark_away(marked: tuple[nn.Module, Key]) -
     weight = find_layer(filters, HOST).weight.data
     weight.copy_(weight[torch.randperm(16, generator=generator(3))])
     assert counts(filters, [key])[0] == BITS  # the order of output filters is free
+
+
+def test_a_thief_can_write_a_second_mark(marked: tuple[nn.Module, Key], tmp_path: Path) -> None:
+    model, key = marked
+    attack = OverwriteAttack(identify(scheme()), varied="bits", amount=16, layer_field="layer")
+    assert (attack.unit, attack.needs_labels) == ("riga bits in group2.conv2", True)
+    other = attack.apply(suspect(model), owner(), trainer=trainer(tmp_path), generator=generator(0, "attack"))
+    assert isinstance(other, Classifier)
+    assert scheme().extract(suspect(other), key).trials == BITS  # of the same layer: the key still fits
+    assert not torch.equal(layer_mean(other, key), layer_mean(model, key))
 
 
 # Refusals
