@@ -254,7 +254,10 @@ def test_no_attack_can_be_handed_a_key() -> None:
         assert kind is Attack or Key not in typing.get_type_hints(kind).values()  # nor as a setting
 
 
-OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied": "bits"}
+OVERWRITES = [
+    OverwriteAttack({"_target_": f"hallmark.schemes.{scheme}"}, varied="bits", amount=8)
+    for scheme in ("uchida.Uchida", "riga.RIGA", "deepsigns.DeepSigns")
+]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ OVERWRITE = {"scheme": {"_target_": "hallmark.schemes.uchida.Uchida"}, "varied":
         Quantize(24),
         WeightNoise(0.1),
         WeightShift(1.0),
-        OverwriteAttack(**OVERWRITE, amount=8),
+        *OVERWRITES,
         Preprocess("jpeg", 50),
         Postprocess("rounding", 0.5),
     ],

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from bench.augmentation import RECIPE, Pictures, noise
-from bench.measure import Run, Spread, Stopwatch, clock, interleave, rates, ratio, say
+from bench.measure import Run, Spread, Stopwatch, interleave, rates, ratio, say, timed_steps
 from hallmark.core.random import generator
 from hallmark.data.augment import two_views
 from hallmark.data.resident import ResidentBatches
@@ -251,16 +250,8 @@ def _plain_loop(setup: Setup, batches: Iterable[Tensor], *, compiled: bool = Fal
     optimiser = build_optimiser(
         setup.recipe.optimisation, module.trained(), batch=network.batch, steps=100, steps_per_epoch=10
     )["optimizer"]
-    started = clock(device)
-    for step, views in enumerate(islice(batches, setup.warmup + network.steps), start=1):
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = module.loss(views)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        if step == setup.warmup:
-            started = clock(device)
-    return Run(network.steps * network.batch, clock(device) - started)
+    seconds = timed_steps(batches, module.loss, optimiser, device, warmup=setup.warmup, steps=network.steps)
+    return Run(network.steps * network.batch, seconds)
 
 
 def suite(setup: Setup, images: Tensor, *, compiled: bool = False) -> Run:

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.augmentation import noise
-from bench.measure import Run, Spread, Stopwatch, clock, interleave, rates, ratio, say
+from bench.measure import Run, Spread, Stopwatch, interleave, rates, ratio, say, timed_steps
 from hallmark.core.random import generator
 from hallmark.data.augment import apply, draw
 from hallmark.data.resident import ResidentBatches
@@ -109,16 +110,15 @@ def bare(setup: Setup, images: Tensor, labels: Tensor, *, compiled: bool) -> Run
         torch.compiler.reset()
         classifier.compile()
     optimiser = TRAINING.optimiser_for(classifier.parameters(), 100)["optimizer"]
-    started = clock(device)
-    for step in range(1, setup.warmup + setup.steps + 1):
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(classifier(views).float(), answers)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        if step == setup.warmup:
-            started = clock(device)
-    return Run(setup.steps * setup.batch, clock(device) - started)
+    seconds = timed_steps(
+        repeat(views),
+        lambda images: F.cross_entropy(classifier(images).float(), answers),
+        optimiser,
+        device,
+        warmup=setup.warmup,
+        steps=setup.steps,
+    )
+    return Run(setup.steps * setup.batch, seconds)
 
 
 def suite(setup: Setup, images: Tensor, labels: Tensor, *, compiled: bool) -> Run:

@@ -1,22 +1,22 @@
 """riga: bits that a trained extractor reads from one layer, hidden from a detector (Wang and Kerschbaum 2021)."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
+from hallmark.core import Key, Trainer
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError
 from hallmark.models.layers import find_layer
 from hallmark.schemes.riga.networks import channels, fresh, layer_mean, packed, responses, unpacked
 from hallmark.schemes.situations import Situation
+from hallmark.schemes.uchida.bits import FilterBits, Reader
 from hallmark.schemes.uchida.filters import filter_shape
-from hallmark.schemes.uchida.regulariser import host_layer, loss_per_bit, right_bits
 
 MIN_CHANNELS = 8
 """Input channels of a host layer; 7 have 5040 orders, barely more than a verdict draws."""
@@ -57,7 +57,7 @@ class Embedding(Situation):
 
 
 @dataclass(frozen=True)
-class RIGA(Scheme):
+class RIGA(FilterBits):
     """A message that a secret network, trained along with the host, reads from a layer's mean filter.
 
     The verdict ranks the key among keys with the same extractor and message that take the suspect's input channels in
@@ -80,8 +80,6 @@ class RIGA(Scheme):
     embedding: Embedding = field(default_factory=Embedding)
 
     name: ClassVar[str] = "riga"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
-    access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
 
     def __post_init__(self) -> None:
         if self.bits < 1 or self.hidden < 1:
@@ -112,11 +110,6 @@ class RIGA(Scheme):
                 "scheme.bits or choose a larger scheme.layer"
             )
         return shape
-
-    def reads(self, model: nn.Module, key: Key) -> Collection[str]:
-        """The weight of the host layer."""
-        layer = host_layer(model, key)
-        return [f"{name}.weight" for name, module in model.named_modules() if module is layer]
 
     def keygen(self, host: nn.Module, owner_data: Images | None, *, generator: torch.Generator) -> Key:
         """Draw the message, an untrained extractor and the order in which it takes the host layer's input channels.
@@ -160,39 +153,12 @@ class RIGA(Scheme):
         marked, extractor = embed(host, key, owner_data, settings=self.embedding, trainer=trainer, seed=seed)
         return marked, replace(key, tensors={**key.tensors, **extractor})
 
-    def extract(self, suspect: Suspect, key: Key) -> Evidence:
-        """Count the bits that the extractor reads from the suspect's weights.
-
-        Raises:
-            AccessError: The suspect grants less than its weights.
-            ConfigError: The suspect has no such layer.
-            KeyFileError: The key was made for another layer.
-        """
-        return self.extract_many(suspect, [key])[0]
-
-    def extract_many(self, suspect: Suspect, keys: Sequence[Key]) -> list[Evidence]:
-        """The evidence of many keys; the suspect's weights are copied once."""
-        self.require_access(suspect)
-        read = _Reader(suspect.weights_module())
-        messages = [key.tensors["message"] for key in keys]
-        return [
-            Evidence(Access.WEIGHTS, matches=right_bits(read(key), message), trials=len(message))
-            for key, message in zip(keys, messages, strict=True)
-        ]
-
-    def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
-        """``embed_loss``: E_wm of the suspect as a mean over the bits, in nats.
-
-        Raises:
-            AccessError: The suspect grants less than its weights.
-            ConfigError: The suspect has no such layer.
-            KeyFileError: The key was made for another layer.
-        """
-        self.require_access(suspect)
-        return {"embed_loss": loss_per_bit(_Reader(suspect.weights_module())(key), key.tensors["message"])}
+    def reader(self, model: nn.Module) -> Reader:
+        """What the keys' extractors read from a model's host layer."""
+        return _Extraction(model)
 
 
-class _Reader:
+class _Extraction:
     """Reads many keys' bits from one model; keys that share an extractor or a layer share its making.
 
     Args:

@@ -1,22 +1,24 @@
 """uchida: bits in the mean filter of one layer (Uchida et al. 2017; Nagai et al. 2018)."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
+from hallmark.core import Key, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.layers import find_layer
 from hallmark.schemes.situations import Situation
+from hallmark.schemes.uchida.bits import FilterBits, Reader
 from hallmark.schemes.uchida.carriers import CARRIERS, draw_carrier
 from hallmark.schemes.uchida.filters import filter_shape
 from hallmark.schemes.uchida.posthoc import embed_posthoc
-from hallmark.schemes.uchida.regulariser import host_layer, loss_per_bit, read, right_bits
+from hallmark.schemes.uchida.regulariser import host_layer, read
 
 MESSAGES = ("random", "ones")
 
@@ -40,7 +42,7 @@ class Embedding(Situation):
 
 
 @dataclass(frozen=True)
-class Uchida(Scheme):
+class Uchida(FilterBits):
     """A message whose bits are the signs of secret projections of a layer's mean filter.
 
     Args:
@@ -58,8 +60,6 @@ class Uchida(Scheme):
     embedding: Embedding = field(default_factory=Embedding)
 
     name: ClassVar[str] = "uchida"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
-    access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
     sampled: ClassVar[tuple[str, ...]] = ("responses", "weights")
 
     def __post_init__(self) -> None:
@@ -87,11 +87,6 @@ class Uchida(Scheme):
         """Refuse a layer that the host has not, a message it has no room for, and training without labels to learn."""
         self.embedding.check_host(host)
         self.keygen(host, None, generator=torch.Generator())
-
-    def reads(self, model: nn.Module, key: Key) -> Collection[str]:
-        """The weight of the host layer."""
-        layer = host_layer(model, key)
-        return [f"{name}.weight" for name, module in model.named_modules() if module is layer]
 
     def keygen(self, host: nn.Module, owner_data: Images | None, *, generator: torch.Generator) -> Key:
         """Draw X and the message for the host layer; neither weights nor images are looked at.
@@ -124,36 +119,9 @@ class Uchida(Scheme):
         marked = embed(host, key, owner_data, settings=self.embedding, trainer=trainer, seed=generator.initial_seed())
         return marked, key
 
-    def extract(self, suspect: Suspect, key: Key) -> Evidence:
-        """Count the bits that the suspect's weights give back.
-
-        Raises:
-            AccessError: The suspect grants less than its weights.
-            ConfigError: The suspect has no such layer.
-            KeyFileError: The key was made for another layer.
-        """
-        return self.extract_many(suspect, [key])[0]
-
-    def extract_many(self, suspect: Suspect, keys: Sequence[Key]) -> list[Evidence]:
-        """The evidence of many keys; the suspect's weights are copied once."""
-        self.require_access(suspect)
-        model = suspect.weights_module()
-        messages = [key.tensors["message"] for key in keys]
-        return [
-            Evidence(Access.WEIGHTS, matches=right_bits(read(model, key), message), trials=len(message))
-            for key, message in zip(keys, messages, strict=True)
-        ]
-
-    def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
-        """``embed_loss``: E_R of the suspect as a mean over the bits, in nats.
-
-        Raises:
-            AccessError: The suspect grants less than its weights.
-            ConfigError: The suspect has no such layer.
-            KeyFileError: The key was made for another layer.
-        """
-        self.require_access(suspect)
-        return {"embed_loss": loss_per_bit(read(suspect.weights_module(), key), key.tensors["message"])}
+    def reader(self, model: nn.Module) -> Reader:
+        """The responses X w of a model's host layer."""
+        return partial(read, model)
 
     def samples(self, suspect: Suspect, key: Key) -> Mapping[str, Tensor]:
         """What figures 1 and 2 of the papers draw, at the layer of the key.
