@@ -157,7 +157,7 @@ def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None =
         images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
 
         def fill(slot: int) -> None:
-            images[slot] = resize(_decode(paths[int(indices[slot])], crop).unsqueeze(0), size)[0]
+            images[slot] = resize(decode(paths[int(indices[slot])], crop).unsqueeze(0), size)[0]
 
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
             list(pool.map(fill, range(len(indices))))
@@ -166,7 +166,7 @@ def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None =
     return Opened(torch.tensor(labels), read, groups)
 
 
-def _decode(path: Path, crop: bool) -> Tensor:
+def decode(path: Path, crop: bool) -> Tensor:
     """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
     try:
         with Image.open(path) as file:
