@@ -65,13 +65,12 @@ def verify(given: argparse.Namespace) -> int:
 def list_layers(given: argparse.Namespace) -> int:
     """List the layers that can bear a stain."""
     host = load(options.request(given))
-    chosen = for_stain(host.model, code=False)
-    with_code = next((one for one in bearing(host.model) if one.private), None)
-    chosen = for_stain(host.model, code=True) if with_code else chosen
+    found = list(bearing(host.model))
+    chosen = for_stain(host.model, code=any(one.private for one in found))
     table = Table(title=f"Layers of {given.model} that can bear a stain")
     for name in ("layer", "activation", "dimension m", "neurons", "code"):
         table.add_column(name)
-    for one in bearing(host.model):
+    for one in found:
         mark = " (default)" if one.name == chosen else ""
         fits = "yes" if one.private else "no: --no-code"
         table.add_row(one.name + mark, one.site.activation, str(one.size), str(one.width), fits)
