@@ -50,7 +50,7 @@ class Architecture:
         if colon and library not in LIBRARIES:
             return cls(library, name)
         for one in [library] if library else LIBRARIES:
-            if name in _names(one):
+            if name in _names(one) or (one == "timm" and name.partition(".")[0] in _names(one)):  # a tag may follow
                 return cls(one, name)
         known = [known for one in ([library] if library else LIBRARIES) for known in _names(one)]
         close = difflib.get_close_matches(name, known, 3)

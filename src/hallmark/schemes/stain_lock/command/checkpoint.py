@@ -114,9 +114,18 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(given, strict=False, assign=True)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def require_file(path: Path) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        DataError: It is not.
+    """
     if not path.is_file():
         raise DataError(f"there is no file {path}; name a model as torchvision:<name>, timm:<name> or an existing file")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    require_file(path)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

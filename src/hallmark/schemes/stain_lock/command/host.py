@@ -101,11 +101,15 @@ def load(request: Request, key: Key | None = None) -> Host:
     named = request.model.partition(":")[0] in LIBRARIES
     if named and request.arch:
         raise ConfigError(f"{request.model} names its architecture; --arch is for files")
+    if not named:
+        checkpoint.require_file(Path(request.model))
     arch = Architecture.parse(request.model if named else _arch_of(request, remembered))
     classes = remembered.get("classes") if request.classes is None else request.classes
     if classes is not None and classes < 1:
         raise ConfigError(f"--classes must be at least 1, got {classes}")
     pretrained = named and not request.random_weights
+    if pretrained and arch.library == "hallmark":
+        raise ConfigError(f"{arch} brings no weights along; give a file with --arch {arch}, or add --random-weights")
     if pretrained and request.classes is not None:
         raise ConfigError("--classes does not go with pretrained weights; drop it, or add --random-weights")
     with torch.random.fork_rng(devices=[]):
@@ -140,8 +144,8 @@ def _arch_of(request: Request, remembered: Mapping[str, Any]) -> str:
     text: str = remembered.get("arch", "")
     if not text:
         raise ConfigError(
-            f"{request.model} is a file (or a model that no library has), which needs its architecture: give --arch "
-            "torchvision:<name>, timm:<name>, resnet20_a, hallmark:<name> or module:callable"
+            f"a file such as {request.model} needs its architecture: give --arch torchvision:<name>, timm:<name>, "
+            "resnet20_a, hallmark:<name> or module:callable"
         )
     if text.partition(":")[0] not in LIBRARIES:  # a key may come from anybody; whose code runs is the user's choice
         raise ConfigError(f"the key is for a network of somebody's own code; allow it to run with --arch {text}")

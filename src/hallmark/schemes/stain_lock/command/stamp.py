@@ -31,7 +31,7 @@ def stamp(source: Path, key: Key, out: Path, *, fit: bool, force: bool) -> int:
         DataError: There is no picture, or one is damaged or of another size.
         ConfigError: ``out`` is taken or no PNG, or two pictures would get the same name.
     """
-    size = int(key.meta["host"]["size"])
+    size = key.tensors["queries"].shape[-1]
     if source.is_file():
         if out.suffix.lower() != ".png":
             raise ConfigError(f"--out {out} must end in .png: other formats may lose what the patch needs")
