@@ -121,8 +121,11 @@ def surprises(model: nn.Module, key: Key) -> list[float]:
 def responses(pipeline: Pipeline, key: Key) -> Tensor:
     """What each neuron answers to its trigger image ``(K,)`` before the activation: Δ where the stain is whole."""
     site = Site.recorded(key.meta["site"], pipeline.model)
-    pairs = zip(key.meta["neurons"], key.tensors["triggers"], strict=True)
-    return torch.stack([response(pipeline, site, neuron, trigger[None]).max() for neuron, trigger in pairs])
+    model, triggers = pipeline.model, key.tensors["triggers"]
+    read = [site.read(model, neuron) for neuron in key.meta["neurons"]]
+    weights, biases = torch.stack([weight for weight, _ in read]), torch.tensor([bias for _, bias in read])
+    peaks = [site.project(model, x, weights).amax((2, 3)) for x in pipeline.natural(site.layer, triggers)]
+    return torch.cat(peaks).diagonal().cpu() + biases
 
 
 def _before(pipeline: Pipeline, site: Site, neuron: int, direction: Tensor, trigger: Tensor) -> float:

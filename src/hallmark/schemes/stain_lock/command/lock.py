@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from hallmark.schemes.stain_lock.command.choice import bearing, for_lock, patch_
 from hallmark.schemes.stain_lock.command.folder import require_free, staged
 from hallmark.schemes.stain_lock.command.host import Host, load
 from hallmark.schemes.stain_lock.command.stamp import stamp
-from hallmark.schemes.stain_lock.command.verdict import Verdict, require_alpha, show
+from hallmark.schemes.stain_lock.command.verdict import Clock, Verdict, require_alpha, show
 from hallmark.schemes.stain_lock.detector import Levels, response
 from hallmark.schemes.stain_lock.evidence import code_surprises
 from hallmark.schemes.stain_lock.lock import DIRECTIONS, KINDS, Lock
@@ -33,7 +32,7 @@ def write(given: argparse.Namespace) -> int:
     """Lock a model."""
     require_free(given.out, force=given.force)
     host = load(options.request(given))
-    started = time.perf_counter()
+    clock = Clock()
     layers = [given.layer] if given.layer else for_lock(host.model)[:_TRIES]
     same = ("kind", "behind", "locks", "start", "spacing", "patch", "directions", "draws", "strength")
     settings = Lock(
@@ -58,7 +57,7 @@ def write(given: argparse.Namespace) -> int:
     pictures = {f"patch{k + 1 if given.locks > 1 else ''}.png": patch for k, patch in enumerate(patches)}
     with staged(given.out, force=given.force) as folder:
         facts = output.write(folder, host, edited, key, pictures, told)
-    output.show(given.out, facts, time.perf_counter() - started)
+    output.show(given.out, facts, clock.told())
     return options.FOUND
 
 
@@ -100,7 +99,7 @@ def verify(given: argparse.Namespace) -> int:
     require_alpha(given.alpha)
     key = Key.load(given.key, scheme="lock")
     host = load(options.request(given), key)
-    started = time.perf_counter()
+    clock = Clock()
     read = {"weights": surprises(host.model, key)}
     if key.meta["kind"] == "internal":
         suspect = Suspect(_Asked(host), HostKind.CLASSIFIER, Access.LOGITS)
@@ -109,7 +108,7 @@ def verify(given: argparse.Namespace) -> int:
     patched = unlock(key.tensors["queries"], key)
     maps = [response(host.pipeline, site, neuron, patched).flatten(1).amax(1) for neuron in key.meta["neurons"]]
     found = Verdict(read, [float(values.median()) for values in maps], key.meta["response"])
-    return show(found, given.alpha, started)
+    return show(found, given.alpha, clock)
 
 
 class _Asked(nn.Module):

@@ -80,11 +80,11 @@ def write(folder: Path, host: Host, edited: nn.Module, key: Key, pictures: Mappi
     return facts
 
 
-def show(out: Path, facts: Facts, seconds: float) -> None:
+def show(out: Path, facts: Facts, taken: str) -> None:
     """Say what was written."""
     console, edit = Console(highlight=False, soft_wrap=True), facts["edit"]
     share = f"{edit['changed']} of {edit['entries']} weights ({edit['share']:.3%})"
-    console.print(f"[bold]{facts['scheme']}[/] in {facts['site']['layer']}: {share} in {seconds:.1f} s")
+    console.print(f"[bold]{facts['scheme']}[/] in {facts['site']['layer']}: {share} in {taken}")
     for name, value in facts["behaviour"].items():
         console.print(f"{name}: {value:.1%} of {facts['looked_at']} {facts['images']}")
     console.print(f"commitment, to publish: {facts['commitment']}")

@@ -1,7 +1,6 @@
 """``hallmark-stain``: mark a trained model without data, and find the mark again."""
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hallmark.schemes.stain_lock.command import options, output
 from hallmark.schemes.stain_lock.command.choice import bearing, for_stain
 from hallmark.schemes.stain_lock.command.folder import require_free, staged
 from hallmark.schemes.stain_lock.command.host import load
-from hallmark.schemes.stain_lock.command.verdict import Verdict, require_alpha, show
+from hallmark.schemes.stain_lock.command.verdict import Clock, Verdict, require_alpha, show
 from hallmark.schemes.stain_lock.detector import Levels
 from hallmark.schemes.stain_lock.evidence import code_surprises
 from hallmark.schemes.stain_lock.stain import Stain
@@ -27,7 +26,7 @@ def write(given: argparse.Namespace) -> int:
     """Stain a model."""
     require_free(given.out, force=given.force)
     host = load(options.request(given))
-    started = time.perf_counter()
+    clock = Clock()
     layer = given.layer or for_stain(host.model, code=given.code)
     settings = Stain(
         layer, given.keys, levels=Levels(given.tau, given.response), code=given.code, search=options.search(given, host)
@@ -43,7 +42,7 @@ def write(given: argparse.Namespace) -> int:
     pictures = {f"trigger{k + 1}.png": image for k, image in enumerate(key.tensors["triggers"])}
     with staged(given.out, force=given.force) as folder:
         facts = output.write(folder, host, edited, key, pictures, told)
-    output.show(given.out, facts, time.perf_counter() - started)
+    output.show(given.out, facts, clock.told())
     return options.FOUND
 
 
@@ -52,14 +51,14 @@ def verify(given: argparse.Namespace) -> int:
     require_alpha(given.alpha)
     key = Key.load(given.key, scheme="stain")
     host = load(options.request(given), key)
-    started = time.perf_counter()
+    clock = Clock()
     read = {"weights": surprises(host.model, key)}
     if "codes" in key.tensors:
         with torch.no_grad():
             said = host.pipeline.feed(host.model, key.tensors["triggers"].float() / 255)
         read["answers"] = code_surprises(said, key.tensors["codes"])
     found = Verdict(read, responses(host.pipeline, key).tolist(), key.meta["response"])
-    return show(found, given.alpha, started)
+    return show(found, given.alpha, clock)
 
 
 def list_layers(given: argparse.Namespace) -> int:

@@ -13,6 +13,17 @@ from hallmark.schemes.stain_lock.command.options import ABSENT, FOUND
 from hallmark.schemes.stain_lock.guarantees import combined
 
 
+class Clock:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def told(self) -> str:
+        """Seconds on the wall and of all cores together: the first depends on who else is using the machine."""
+        return f"{time.perf_counter() - self._wall:.2g} s, {time.process_time() - self._cpu:.2g} CPU s"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What was read from a suspect.
@@ -44,18 +55,18 @@ def require_alpha(alpha: float) -> None:
         raise ConfigError(f"--alpha must lie in (0, 1), got {alpha}")
 
 
-def show(verdict: Verdict, alpha: float, started: float) -> int:
+def show(verdict: Verdict, alpha: float, started: Clock) -> int:
     """Print a verdict.
 
     Args:
         verdict: The verdict.
         alpha: α.
-        started: When the work began, by ``time.perf_counter()``.
+        started: When the work began.
 
     Returns:
         The exit status.
     """
-    seconds = time.perf_counter() - started
+    taken = started.told()
     table = Table()
     for name in ("neuron", *(f"p, {name}" for name in verdict.surprises), "response", "expected"):
         table.add_column(name, justify="right")
@@ -68,7 +79,7 @@ def show(verdict: Verdict, alpha: float, started: float) -> int:
     for name, log_p in verdict.tests.items():
         console.print(f"statistic, {name}: {sum(verdict.surprises[name]):.6g} = Σ −ln p; exact p {p_text(log_p)}")
     answer = "[bold green]DETECTED[/]" if detected else "[bold red]NOT DETECTED[/]"
-    console.print(f"{answer}: p = {p_text(verdict.log_p)}, α = {alpha:g} ({seconds:.2g} s)")
+    console.print(f"{answer}: p = {p_text(verdict.log_p)}, α = {alpha:g} ({taken})")
     return FOUND if detected else ABSENT
 
 
