@@ -21,7 +21,7 @@ class Clock:
 
     def told(self) -> str:
         """Seconds on the wall and of all cores together: the first depends on who else is using the machine."""
-        return f"{time.perf_counter() - self._wall:.2g} s, {time.process_time() - self._cpu:.2g} CPU s"
+        return f"{time.perf_counter() - self._wall:.3g} s, {time.process_time() - self._cpu:.3g} CPU s"
 
 
 @dataclass(frozen=True)
