@@ -186,20 +186,20 @@ class ImageFiles:
         images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
 
         def fill(slot: int) -> None:
-            images[slot] = resize(_decode(self.paths[int(indices[slot])], self.crop).unsqueeze(0), size)[0]
+            images[slot] = resize(decode(self.paths[int(indices[slot])], self.crop).unsqueeze(0), size)[0]
 
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
             list(pool.map(fill, range(len(indices))))
         return images
 
 
-def _decode(path: str, crop: float) -> Tensor:
+def decode(path: str | Path, crop: float = 0.0) -> Tensor:
     """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
     try:
         with Image.open(path) as file:
             pixels = torch.from_numpy(np.array(file.convert("RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on a damaged file
-        raise DataError(f"image {path!r} cannot be read: {error}") from error
+        raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
     if crop:
         height, width, _ = pixels.shape
         side = round(crop * min(height, width))

@@ -49,6 +49,22 @@ class ResNet20(nn.Module):
         return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))  # type: ignore[no-any-return]
 
 
+class ResNet20Classifier(ResNet20):
+    """The network as its weights have it, with its classifier ``linear``: normalised images to logits.
+
+    Args:
+        num_classes: C.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(width=16)
+        self.linear = nn.Linear(self.num_features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, 3, H, W)`` to logits ``(B, C)``."""
+        return self.linear(super().forward(x))  # type: ignore[no-any-return]
+
+
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     rest = (PaddedBlock(outputs, outputs, 1) for _ in range(2))
     return nn.Sequential(PaddedBlock(inputs, outputs, stride), *rest)
