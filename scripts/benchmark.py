@@ -1,6 +1,8 @@
 """Measure Hallmark against the alternatives to it, on the machine at hand.
 
-    python scripts/benchmark.py pretrain|supervised|parity|probe|verify|sweep [--device cuda] [--repeats 5] [--out DIR]
+    python scripts/benchmark.py COMMAND [--device cuda] [--repeats 5] [--out DIR]
+
+with one of pretrain, supervised, parity, probe, verify, sweep and stain.
 
 Every figure comes from alternatives run in turn in this one process; median, least and greatest of the rounds are kept.
 Each subcommand writes ``<out>/<subcommand>.json``, which also describes the machine; progress goes to stderr.
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench import augmentation, parity, pretrain, probe, supervised, sweep, verify
+from bench import augmentation, parity, pretrain, probe, stain, supervised, sweep, verify
 from bench.measure import Machine, say
 from hallmark.errors import ConfigError, HallmarkError
 from hallmark.pretrain.recipe import HostRecipe
@@ -92,6 +94,12 @@ def run_sweep(options: argparse.Namespace, device: torch.device) -> Figures:
     return {"sweep": sweep.compare(options.experiment, options.stages, options.repeats)}
 
 
+def run_stain(options: argparse.Namespace, device: torch.device) -> Figures:
+    """Marking a trained classifier: an edit against fine-tuning."""
+    sizes = {name: getattr(options, name) for name in ("neurons", "images", "size", "search_steps", "bits", "repeats")}
+    return {"marking": stain.compare(options.network, **sizes)}
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "pretrain": run_pretrain,
     "supervised": run_supervised,
@@ -99,10 +107,11 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, torch.device], Figures]] = 
     "probe": run_probe,
     "verify": run_verify,
     "sweep": run_sweep,
+    "stain": run_stain,
 }
 
 
-CPU_ONLY = ("parity", "probe", "sweep")
+CPU_ONLY = ("parity", "probe", "sweep", "stain")
 """What is measured on the CPU whatever device trains; ``--device`` is accepted and changes nothing."""
 
 
@@ -140,6 +149,8 @@ def parser() -> argparse.ArgumentParser:
     command("verify", numbers)
     sub = command("sweep", {"stages": 10_000})
     sub.add_argument("--experiment", default="wpe/main", help="what is planned, once a seed")
+    sub = command("stain", {"neurons": 4, "search-steps": 200, "images": 2048, "size": 32, "bits": 64})
+    sub.add_argument("--network", default="resnet18", help="backbone of the classifier that is marked")
     return top
 
 
@@ -162,6 +173,9 @@ _HELP = {
     "one-by-one-keys": "keys that the one-by-one way is timed on",
     "heads": "classifiers on the trunk",
     "stages": "stages to plan, at least",
+    "neurons": "neurons that a stain takes",
+    "search-steps": "steps of the search for its images",
+    "bits": "bits that fine-tuning embeds",
 }
 
 

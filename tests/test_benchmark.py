@@ -185,6 +185,15 @@ def test_verify(tmp_path):
         assert images == pytest.approx([k * point["queries"] for k in keys], rel=1e-4)
 
 
+def test_stain(tmp_path):
+    small = ["--network", "resnet_small", "--neurons", "1", "--search-steps", "2", "--images", "16", "--size", "16"]
+    marking = figures(tmp_path, "stain", *small, "--bits", "8")["marking"]
+    assert marking["times_faster"]["rounds"] == quotient(marking["finetune_seconds"], marking["stain_seconds"])
+    assert (marking["neurons"], marking["images"], marking["bits"]) == (1, 16, 8)
+    assert marking["log_p"] < -100  # the weights are the committed direction
+    assert 0 <= marking["right_bits"] <= 8
+
+
 def test_sweep(tmp_path):
     sweep = figures(tmp_path, "sweep", "--experiment", "demo", "--stages", "40")["sweep"]
     one = sweep["finished_stages"]

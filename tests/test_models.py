@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from hallmark.errors import ConfigError, StoreError
 from hallmark.models import BACKBONES, Classifier, Encoder, files
 from hallmark.models.encoders import CIFAR_MEAN, CIFAR_STD
+from hallmark.models.torchvision_nets import required_size
 
 WIDTHS = {"resnet_small": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "wrn10": 256, "wrn10_code": 256}
+WIDTHS |= {"resnet20_a": 64, "vgg_small": 256, "vit_small": 96}
 
 
 def small(seed: int = 0, width: int = 4) -> Encoder:
@@ -41,7 +43,7 @@ def parameters(model: nn.Module) -> int:
 def test_every_backbone_makes_features(name: str) -> None:
     encoder = Encoder(name).eval()
     with torch.no_grad():
-        features = encoder(pictures())
+        features = encoder(pictures(size=required_size(name) or 16))
     assert features.shape == (2, WIDTHS[name])
     assert encoder.num_features == WIDTHS[name]
     assert torch.isfinite(features).all()
@@ -224,11 +226,11 @@ def test_a_foreign_state_dict_is_adopted(tmp_path: Path) -> None:
     assert not adopted.training
 
 
-def test_a_prefix_and_an_entry_are_taken_off(tmp_path: Path) -> None:
+def test_a_foreign_file_s_own_names_are_translated(tmp_path: Path) -> None:
     source = small(seed=3)
     path = tmp_path / "foreign.pth"
     torch.save({"epoch": 3, "model": {f"module.{n}": t for n, t in source.state_dict().items()}}, path)
-    adopted = files.adopt(path, small(), prefix="module.", entry="model")
+    adopted = files.adopt(path, small(), names={"module.": ""}, entry="model")
     assert torch.equal(adopted.backbone.layer4.conv2.weight, source.backbone.layer4.conv2.weight)
 
 

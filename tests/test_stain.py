@@ -418,7 +418,8 @@ def test_the_certificate_tells_no_secret() -> None:
     facts = certificate(key)
     assert facts["commitment"] == key.commitment()
     assert facts["site"]["layer"] == "encoder.backbone.layer3.conv1"
-    assert set(facts) == {"scheme", "commitment", "site", "form", "tau", "response", "peaks", "figures"}
+    shown = {"scheme", "commitment", "site", "form", "tau", "response", "peaks", "agreement", "false_fires", "figures"}
+    assert set(facts) == shown
     assert 0 <= facts["figures"]["fpr_bound"] <= 1
 
 

@@ -23,6 +23,8 @@ from hallmark.data.procedural import procedural_images, procedural_labels
 from hallmark.data.sources import IMAGE_FOLDER, STANDIN, Source, require_root
 from hallmark.errors import DataError
 
+_EVALUATED = 224 / 256
+"""Share of the short side that torchvision shows networks of ImageNet: 224 of 256 pixels."""
 _DRAWN = {"train": 20_000, "test": 4_000}
 
 
@@ -128,11 +130,16 @@ def _gtsrb(root: Path, split: str, download: bool) -> Opened:
     return _from_files(paths, labels, groups=torch.from_numpy(np.unique(tracks, return_inverse=True)[1]))
 
 
+def _imagenet(root: Path, split: str, download: bool) -> Opened:
+    data = datasets.ImageNet(root / "imagenet", split="train" if split == "train" else "val")
+    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=_EVALUATED)
+
+
 def _image_folder(folder: Path, split: str) -> Opened:
     data = datasets.ImageFolder(folder / ("train" if split == "train" else "val"))
     if data.classes != find_classes(folder / "train")[0]:
         raise DataError(f"train and val of image folder {str(folder)!r} have different classes")
-    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=True)
+    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=1.0)
 
 
 _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
@@ -140,6 +147,7 @@ _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
     "cifar100": partial(_cifar, datasets.CIFAR100),
     "cifar100_test8k": _cifar100_test8k,
     "gtsrb": _gtsrb,
+    "imagenet": _imagenet,
     "mnist": _mnist,
     "stl10": _stl10,
     "svhn": _svhn,
@@ -152,8 +160,8 @@ def _from_array(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | Seque
     return Opened(torch.as_tensor(labels, dtype=torch.int64), lambda indices, size: resize(stored[indices], size))
 
 
-def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: bool = False) -> Opened:
-    """Open one image per file; ``crop`` cuts to the central square before resizing."""
+def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: float = 0.0) -> Opened:
+    """Open one image per file; ``crop`` cuts to the central square of that share of the short side before resizing."""
     return Opened(torch.tensor(labels), ImageFiles(tuple(map(str, paths)), crop), groups, files=True)
 
 
@@ -163,11 +171,11 @@ class ImageFiles:
 
     Args:
         paths: The files.
-        crop: Whether an image is cut to its central square before it is resized.
+        crop: Share of the short side to whose central square an image is cut before it is resized; 0: none.
     """
 
     paths: tuple[str, ...]
-    crop: bool
+    crop: float
 
     def __call__(self, indices: Tensor, size: int) -> Tensor:
         """The images at ``indices``, uint8 ``(n, 3, size, size)``.
@@ -178,23 +186,23 @@ class ImageFiles:
         images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
 
         def fill(slot: int) -> None:
-            images[slot] = resize(_decode(self.paths[int(indices[slot])], self.crop).unsqueeze(0), size)[0]
+            images[slot] = resize(decode(self.paths[int(indices[slot])], self.crop).unsqueeze(0), size)[0]
 
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
             list(pool.map(fill, range(len(indices))))
         return images
 
 
-def _decode(path: str, crop: bool) -> Tensor:
+def decode(path: str | Path, crop: float = 0.0) -> Tensor:
     """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
     try:
         with Image.open(path) as file:
             pixels = torch.from_numpy(np.array(file.convert("RGB")))
     except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on a damaged file
-        raise DataError(f"image {path!r} cannot be read: {error}") from error
+        raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
     if crop:
         height, width, _ = pixels.shape
-        side = min(height, width)
+        side = round(crop * min(height, width))
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
     return pixels.permute(2, 0, 1)

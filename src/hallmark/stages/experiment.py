@@ -99,6 +99,27 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Surveyed:
+    """One survey, with everything its result rows say about what it looked at.
+
+    Args:
+        stage: Makes the readings.
+        scheme: Name of the scheme it is about.
+        variant: What rows call the mark looked at; empty for the usual one, or where it looked at the host alone.
+        suspect: ``marked`` or ``original``.
+        pretrain: How the host was trained.
+        host: Architecture.
+    """
+
+    stage: Stage
+    scheme: str
+    variant: str
+    suspect: str
+    pretrain: str
+    host: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment at one seed and scale.
 
@@ -107,12 +128,14 @@ class Experiment:
         subjects: The models it looks at.
         detections: The detectors it tries.
         histograms: The distributions it draws.
+        surveys: What the owner measures beside.
     """
 
     config: Config
     subjects: tuple[Subject, ...]
     detections: tuple[Detection, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    surveys: tuple[Surveyed, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -129,4 +152,5 @@ class Experiment:
         """Every stage, inputs first."""
         targets = [stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify)]
         targets += [histogram.stage for histogram in self.histograms]
-        return in_order([*targets, *(detection.stage for detection in self.detections)])
+        targets += [detection.stage for detection in self.detections]
+        return in_order([*targets, *(survey.stage for survey in self.surveys)])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hallmark import stats
 from hallmark.core import Access
 from hallmark.report.rows import Row
-from hallmark.stages.experiment import Detection, Experiment, Mark, Subject
+from hallmark.stages.experiment import Detection, Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 
 Result = Callable[[Stage], Mapping[str, Any]]
@@ -35,6 +35,8 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
         found += _of_subject(subject, result, shared)
     for detection in experiment.detections:
         found += _of_detection(detection, config["fpr_alpha"], result, shared)
+    for survey in experiment.surveys:
+        found += _of_survey(survey, result, shared)
     found += _false_positives(experiment, result, shared)
     return found
 
@@ -112,6 +114,21 @@ def _of_detection(detection: Detection, level: float, result: Result, shared: Ma
     n = len(marked) + len(unmarked)
     yield Row(**row, metric="auc", value=auc.value, n=n, ci_low=auc.low, ci_high=auc.high)
     yield Row(**row, metric="tpr", value=rate.rate, count=rate.count, n=rate.n, ci_low=rate.low, ci_high=rate.high)
+
+
+def _of_survey(survey: Surveyed, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
+    content = result(survey.stage)
+    for reading in content["readings"]:
+        low, high = reading["low"], reading["high"]
+        if reading["n"] and low is None:
+            interval = stats.wilson(reading["count"], reading["n"])
+            low, high = interval.low, interval.high
+        yield Row(
+            **shared, **_origin(survey.stage, content), scheme=survey.scheme,
+            variant=" ".join(part for part in (survey.variant, reading["variant"]) if part), host=survey.host,
+            pretrain=survey.pretrain, suspect=survey.suspect, unit=reading["unit"], metric=reading["metric"],
+            value=reading["value"], count=reading["count"], n=reading["n"], ci_low=low, ci_high=high,
+        )  # fmt: skip
 
 
 def _false_positives(experiment: Experiment, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:

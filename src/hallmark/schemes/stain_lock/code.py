@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hallmark.errors import ConfigError
 from hallmark.schemes.stain_lock.network import Network, columns
+from hallmark.schemes.stain_lock.replay import replaying
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery
 from hallmark.schemes.stain_lock.trigger import Pipeline
@@ -91,7 +92,7 @@ def write_codes(
             return F.conv2d(x[:, inputs], steer * scale, None, module.stride, module.padding, module.dilation)
         return F.linear(x[..., inputs], steer * scale)
 
-    with _adding(module, added), torch.enable_grad():
+    with replaying(pipeline, surgery.model, images, name), _adding(module, added), torch.enable_grad():
         for _ in range(steps):
             answers = pipeline.feed(surgery.model, images)
             loss = (_indecision(answers, goals) - agreement(answers, goals)).sum()

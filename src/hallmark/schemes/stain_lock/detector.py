@@ -91,14 +91,47 @@ def natural_peaks(pipeline: Pipeline, site: Site, directions: Tensor, images: Te
 
 def natural_norms(pipeline: Pipeline, site: Site, images: Tensor) -> Tensor:
     """‖y‖ at each place of each image ``(N, L)``."""
+    return torch.cat([_norms(pipeline.model, site, x) for x in pipeline.natural(site.layer, images)]).cpu()
+
+
+def _norms(model: nn.Module, site: Site, x: Tensor) -> Tensor:
     if site.layernorm:
-        scale, shift = site.frame(pipeline.model)
-        parts = [((x - shift) * scale).norm(dim=-1).flatten(1) for x in pipeline.natural(site.layer, images)]
-    else:
-        ones = torch.ones(1, site.size(pipeline.model), device=pipeline.device)
-        maps = (site.project(pipeline.model, x.square(), ones) for x in pipeline.natural(site.layer, images))
-        parts = [squares.clamp_min(0).sqrt().flatten(1) for squares in maps]
-    return torch.cat(parts).cpu()
+        scale, shift = site.frame(model)
+        return ((x - shift) * scale).norm(dim=-1).flatten(1)
+    ones = torch.ones(1, site.size(model), device=x.device)
+    return site.project(model, x.square(), ones).clamp_min(0).sqrt().flatten(1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What K directions make of N natural images.
+
+    Args:
+        maps: v·y at every place ``(N, K, H', W')``.
+        norms: ‖y‖ at every place ``(N, L)``.
+    """
+
+    maps: Tensor
+    norms: Tensor
+
+    @property
+    def peaks(self) -> Tensor:
+        """Largest v·y of each image and direction ``(N, K)``."""
+        return self.maps.amax((2, 3))
+
+    @property
+    def moments(self) -> list[tuple[float, float]]:
+        """Mean and standard deviation of v·y over all images and places, for each direction."""
+        deviations, means = torch.std_mean(self.maps, dim=(0, 2, 3))
+        return list(zip(means.tolist(), deviations.tolist(), strict=True))
+
+
+def look(pipeline: Pipeline, site: Site, directions: Tensor, images: Tensor) -> Seen:
+    """Look at uint8 images ``(N, 3, H, W)`` once, for all that is to be known of them."""
+    moved, model = directions.to(pipeline.device), pipeline.model
+    pairs = [(site.project(model, x, moved), _norms(model, site, x)) for x in pipeline.natural(site.layer, images)]
+    maps, norms = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+    return Seen(maps, norms)
 
 
 def natural_vectors(

@@ -42,6 +42,6 @@ def certificate(key: Key) -> dict[str, Any]:
 
     It holds no direction, code, disruptor, trigger or patch.
     """
-    shown = ("site", "form", "kind", "tau", "response", "peaks", "figures")
+    shown = ("site", "form", "kind", "tau", "response", "peaks", "agreement", "false_fires", "figures")
     facts = {name: key.meta[name] for name in shown if name in key.meta}
     return {"scheme": key.scheme, "commitment": key.commitment(), **facts}

@@ -9,21 +9,36 @@ from hallmark.core import Key
 from hallmark.errors import ConfigError
 from hallmark.schemes.stain_lock.code import draw_codes, write_codes
 from hallmark.schemes.stain_lock.detector import (
+    Seen,
     draw_directions,
     hide,
-    natural_norms,
+    look,
     replace,
     response,
     surprise,
 )
-from hallmark.schemes.stain_lock.guarantees import averaged_cap_bound
-from hallmark.schemes.stain_lock.network import loudness
+from hallmark.schemes.stain_lock.guarantees import averaged_cap_bound, cap_bound, holdout_bound, mean_cap
+from hallmark.schemes.stain_lock.network import Network, loudness
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery
 from hallmark.schemes.stain_lock.trigger import Pipeline, find_triggers, proxies
 
 if TYPE_CHECKING:
     from hallmark.schemes.stain_lock.stain import Stain
+
+
+def require_site(model: nn.Module, settings: "Stain") -> tuple[Site, Network]:
+    """The site that the settings name, and the graph around it; weights are not looked at.
+
+    Raises:
+        ConfigError: The layer does not exist, cannot hold a detector, or has too few neurons.
+    """
+    site, network = Site.of(model, settings.layer)
+    settings.levels.firing(site.activation)
+    width = site.width(model)
+    if settings.keys > width:
+        raise ConfigError(f"scheme.keys={settings.keys} exceeds the {width} neurons of {site.layer!r}; lower it")
+    return site, network
 
 
 def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generator) -> Key:
@@ -33,12 +48,8 @@ def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generato
         ConfigError: The layer does not exist, cannot hold a detector, or has too few neurons.
     """
     model = pipeline.model
-    site, network = Site.of(model, settings.layer)
-    settings.levels.firing(site.activation)
-    width = site.width(model)
-    if settings.keys > width:
-        raise ConfigError(f"scheme.keys={settings.keys} exceeds the {width} neurons of {site.layer!r}; lower it")
-    heard = loudness(network, network.layer, width, pipeline.levels(proxies(32, pipeline.size)))
+    site, network = require_site(model, settings)
+    heard = loudness(network, network.layer, site.width(model), pipeline.levels(proxies(32, pipeline.size)))
     if settings.form == "add":
         heard[~site.live(model)] = torch.inf
     neurons = heard.argsort(stable=True)[: settings.keys].tolist()
@@ -78,7 +89,8 @@ def write_stain(
         raise ConfigError(f"no image was found that {site.layer!r} answers to; raise scheme.search.steps or restarts")
     images = proxies(128, pipeline.size) if natural is None else natural
     surgery = Surgery(model)
-    moments = _moments(pipeline, site, directions, images) if site.norm else [(0.0, 1.0)] * len(neurons)
+    seen = look(pipeline, site, directions, images)
+    moments = seen.moments if site.norm else [(0.0, 1.0)] * len(neurons)
     for k, neuron in enumerate(neurons):
         peak = float(peaks[k])
         if settings.form == "replace":
@@ -91,8 +103,7 @@ def write_stain(
         edited = surgery, network, site, neurons
         reached = write_codes(*edited, triggers, key.tensors["codes"], pipeline, steps=settings.code_steps)
     firing = settings.levels.firing(site.activation)
-    norms = natural_norms(pipeline, site, images)
-    bounds = [averaged_cap_bound(firing * float(p), norms, site.freedom(model)) for p in peaks]
+    rates = _false_fires(seen, firing * peaks, site.freedom(model))
     meta = {
         **key.meta,
         "form": settings.form,
@@ -100,7 +111,8 @@ def write_stain(
         "response": settings.levels.response,
         "peaks": peaks.tolist(),
         "agreement": None if reached is None else reached.tolist(),
-        "figures": {"fpr_bound": max(bounds), "changed_weights": surgery.changed()},
+        "false_fires": rates,
+        "figures": {"fpr_bound": rates["averaged_cap_bound"], "changed_weights": surgery.changed()},
     }
     return surgery.model, Key(key.scheme, {**key.tensors, "triggers": triggers}, meta)
 
@@ -119,8 +131,11 @@ def surprises(model: nn.Module, key: Key) -> list[float]:
 def responses(pipeline: Pipeline, key: Key) -> Tensor:
     """What each neuron answers to its trigger image ``(K,)`` before the activation: Δ where the stain is whole."""
     site = Site.recorded(key.meta["site"], pipeline.model)
-    pairs = zip(key.meta["neurons"], key.tensors["triggers"], strict=True)
-    return torch.stack([response(pipeline, site, neuron, trigger[None]).max() for neuron, trigger in pairs])
+    model, triggers = pipeline.model, key.tensors["triggers"]
+    read = [site.read(model, neuron) for neuron in key.meta["neurons"]]
+    weights, biases = torch.stack([weight for weight, _ in read]), torch.tensor([bias for _, bias in read])
+    peaks = [site.project(model, x, weights).amax((2, 3)) for x in pipeline.natural(site.layer, triggers)]
+    return torch.cat(peaks).diagonal().cpu() + biases
 
 
 def _before(pipeline: Pipeline, site: Site, neuron: int, direction: Tensor, trigger: Tensor) -> float:
@@ -130,11 +145,28 @@ def _before(pipeline: Pipeline, site: Site, neuron: int, direction: Tensor, trig
     return float(response(pipeline, site, neuron, trigger[None]).flatten()[at])
 
 
-def _moments(pipeline: Pipeline, site: Site, directions: Tensor, images: Tensor) -> list[tuple[float, float]]:
-    """Mean and standard deviation of v·y over all places of natural images, for each direction."""
-    maps = torch.cat([site.project(pipeline.model, x, directions) for x in pipeline.natural(site.layer, images)])
-    deviations, means = torch.std_mean(maps, dim=(0, 2, 3))
-    return list(zip(means.tolist(), deviations.tolist(), strict=True))
+def _false_fires(seen: Seen, thresholds: Tensor, freedom: int) -> dict[str, float]:
+    """What is known of false fires, each figure for the neuron where it is largest; see :mod:`.guarantees`.
+
+    The images chose nothing but how BatchNorm shows the neuron's statistics, so they are a hold-out too.
+
+    Args:
+        seen: What the directions make of natural images.
+        thresholds: Where each neuron fires ``(K,)``.
+        freedom: Dimension of the space that directions are drawn from.
+    """
+    count, places = seen.norms.shape
+    fired = int((seen.peaks > thresholds).sum(0).max())
+    least = float(thresholds.min())  # every bound falls with the threshold
+    return {
+        "images": count,
+        "places": places,
+        "fired": fired,
+        "holdout_bound": holdout_bound(fired, count),
+        "mean_cap": mean_cap(least, seen.norms, freedom)[0],
+        "averaged_cap_bound": averaged_cap_bound(least, seen.norms, freedom),
+        "largest_norm_cap": float(cap_bound(least, float(seen.norms.max()), freedom, places=places)),
+    }
 
 
 def _is_encoder(model: nn.Module) -> bool:

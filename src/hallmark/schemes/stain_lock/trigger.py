@@ -152,7 +152,7 @@ def reduce(responses: Tensor, at: Place | None) -> Tensor:
     return responses[:, :, at[0], at[1]]
 
 
-def field(pipeline: Pipeline, site: Site, at: Place, *, generator: torch.Generator) -> Box:
+def field(pipeline: Pipeline, site: Site, at: Place, *, generator: torch.Generator, images: int = 16) -> Box:
     """The pixels that a neuron sees from one place: its receptive field, less what lies outside the image.
 
     Found by the gradients of random directions at random images, so it holds for any architecture.
@@ -160,10 +160,11 @@ def field(pipeline: Pipeline, site: Site, at: Place, *, generator: torch.Generat
     Raises:
         ConfigError: The neuron sees no pixel at all.
     """
-    images = torch.rand(16, 3, pipeline.size, pipeline.size, generator=generator).to(pipeline.device).requires_grad_()
+    noise = torch.rand(images, 3, pipeline.size, pipeline.size, generator=generator).to(pipeline.device)
+    noise.requires_grad_()
     directions = torch.randn(8, site.size(pipeline.model), generator=generator).to(pipeline.device)
-    seen = reduce(site.project(pipeline.model, pipeline.inputs(site.layer, images), directions), at)
-    (gradient,) = torch.autograd.grad(seen.sum(), images)
+    seen = reduce(site.project(pipeline.model, pipeline.inputs(site.layer, noise), directions), at)
+    (gradient,) = torch.autograd.grad(seen.sum(), noise)
     reached = gradient.abs().sum(dim=(0, 1)) > 0
     rows, columns = (reached.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
     if not rows:
