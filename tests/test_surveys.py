@@ -195,7 +195,7 @@ def test_surveys_are_stages_of_their_own() -> None:
 
 def test_surveys_that_make_no_sense_are_refused_while_planning() -> None:
     for words, message in (
-        (["surveys.false_fires.layers={a: layer9.conv1}"], "'layer9.conv1' does not exist; there are: "),
+        (["+surveys.false_fires.layers.a=layer9.conv1"], "'layer9.conv1' does not exist; there are: "),
         (["surveys.false_fires=3"], "surveys.false_fires is 3; give its _target_"),
         (["+surveys.false_fires.variants=[nowhere]"], "surveys.false_fires.variants entry"),
         (["variants={}", "scheme.layer=layer9"], "layer 'layer9' does not exist; there are: "),
