@@ -166,7 +166,7 @@ def test_at_smoke_scale_no_file_is_needed() -> None:
 
 def test_there_are_no_other_seeds_of_a_foreign_host() -> None:
     config = compose(["experiment=stain_lock/lock_resnet20", "scale=smoke", "+calibration.extra_seeds.foreign=1"])
-    with pytest.raises(ConfigError, match="a foreign host has no other seeds"):
+    with pytest.raises(ConfigError, match="no other seed of it"):
         plan(config, lambda name: name)
 
 
@@ -190,9 +190,12 @@ def test_an_unlocked_network_of_the_paper_is_the_edited_one(name: str, kind: str
         del settings["behind"]
     host = adopt_foreign(HostRecipe(f"torchvision:{name}"), recipe(weights="untrained", classes=10), root=None, seed=0)
     data = ImageSet("procedural", procedural_images(8, size=SIZE[name])[0], torch.full((8,), -1), 10)
-    lock = Lock(
-        kind=kind, draws=1, tolerance=0.999, natural=8, queries=1, levels=Levels(0.99, 20.0), search=QUICK, **settings
-    )
+    # untrained networks fire on much: gates open at any signal, a column of the logits wants that of one place alone
+    levels, search = Levels(0.5, 20.0), QUICK
+    if kind == "internal":
+        levels, search = Levels(0.99, 20.0), Search(steps=100, restarts=1, backgrounds=1)
+    rest: dict[str, Any] = {"levels": levels, "search": search, **settings}
+    lock = Lock(kind=kind, draws=4, tolerance=0.999, natural=8, queries=1, **rest)
     key = lock.keygen(host, data, generator=generator(0, "key"))
     model, key = lock.embed(host, key, data, trainer=None, generator=generator(0, "embed"))  # type: ignore[arg-type]
     edited = lock.edited(host, data)
