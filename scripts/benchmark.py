@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     command("verify", numbers)
     sub = command("sweep", {"stages": 10_000})
     sub.add_argument("--experiment", default="wpe/main", help="what is planned, once a seed")
-    sub = command("stain", {"neurons": 4, "search-steps": 200, "images": 2048, "size": 32, "bits": 64})
+    sub = command("stain", {"neurons": 4, "search-steps": 60, "images": 2048, "size": 32, "bits": 64})
     sub.add_argument("--network", default="resnet18", help="backbone of the classifier that is marked")
     return top
 
@@ -174,7 +174,7 @@ _HELP = {
     "heads": "classifiers on the trunk",
     "stages": "stages to plan, at least",
     "neurons": "neurons that a stain takes",
-    "search-steps": "steps of the search for its images",
+    "search-steps": "steps of the search for its images, from one start",
     "bits": "bits that fine-tuning embeds",
 }
 

@@ -88,7 +88,7 @@ def compare(
 def _stain(host: nn.Module, layer: str, neurons: int, size: int, steps: int) -> tuple[nn.Module, Key]:
     """From nothing to a marked copy and its key: directions, images, codes, edits and bounds."""
     pipeline = Pipeline(host, size)
-    settings = Stain(layer, keys=neurons, search=Search(steps=steps))
+    settings = Stain(layer, keys=neurons, search=Search(steps=steps, restarts=1))
     drawn = draw_key(pipeline, settings, generator=generator(0, "key"))
     return write_stain(pipeline, drawn, settings, generator=generator(0, "embed"))
 
