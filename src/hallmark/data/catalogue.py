@@ -61,6 +61,7 @@ def load(
         keep = torch.arange(len(opened.labels)) if limit is None else _balanced(opened.labels, limit, seed)
         _check_memory(name, len(keep), size)
         images = opened.read(keep, size)
+        objects = None if opened.objects is None else opened.objects(keep, size)
     return ImageSet(
         name=source.name,
         images=images.expand(-1, 3, -1, -1).contiguous(),
@@ -68,6 +69,7 @@ def load(
         classes=source.classes,
         groups=None if opened.groups is None else opened.groups[keep],
         indices=keep,
+        objects=objects,
     )
 
 
@@ -75,6 +77,7 @@ def _balanced(labels: Tensor, limit: int, seed: int) -> Tensor:
     """Return the sorted indices of at most ``limit`` samples, drawn as evenly over the classes as can be."""
     chance = generator(seed, "limit")
     shuffled = torch.randperm(len(labels), generator=chance)
+    labels = labels - labels.min().clamp(max=0)  # images without a label are one more class
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     counts = labels.bincount()
     turns = torch.randperm(len(counts), generator=chance)

@@ -10,7 +10,7 @@ Config = Mapping[str, Any]
 
 def source_name(config: Config, name: str) -> str:
     """The data set that stands for ``name`` at this scale."""
-    generated = name in ("procedural", "digits")
+    generated = name in ("procedural", "scenes", "digits")
     return f"standin-{name}" if config["scale"]["standin"] and not generated else name
 
 
