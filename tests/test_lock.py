@@ -16,11 +16,11 @@ from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
 from hallmark.errors import ConfigError
 from hallmark.models import Classifier, Encoder
+from hallmark.models.excite import Excite, Excited, additions, append_all, moved
 from hallmark.models.inference import Answering
 from hallmark.schemes.stain_lock import Levels, Lock, Pipeline, Search
 from hallmark.schemes.stain_lock.detector import natural_peaks, replace
 from hallmark.schemes.stain_lock.editing import edit, signal
-from hallmark.schemes.stain_lock.excite import Excite, Excited, additions, append_all, moved
 from hallmark.schemes.stain_lock.locking import draw_disruptors, logit_moves, surprises, unlock
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery

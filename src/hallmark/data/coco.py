@@ -27,7 +27,8 @@ def open_coco(root: Path, split: str, download: bool, *, padded: bool) -> Opened
         root: Data folder; COCO is in ``coco/``.
         split: ``"train"`` (train2017) or ``"test"`` (val2017).
         download: Not possible here.
-        padded: Whether images keep their proportions, filled up with :data:`_PADDING`; otherwise they are stretched to squares.
+        padded: Whether images keep their proportions and are filled up with :data:`_PADDING`; otherwise they are
+            stretched to squares.
     """
     part = _PARTS[split]
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):

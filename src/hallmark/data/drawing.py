@@ -49,6 +49,7 @@ def _length(u: Tensor, v: Tensor) -> Tensor:
 
 
 def box(u: Tensor, v: Tensor, width: float, height: float) -> Tensor:
+    """Return the signed distance to a rectangle of half sides ``width`` and ``height``."""
     return torch.maximum(u.abs() - width, v.abs() - height)
 
 

@@ -16,8 +16,8 @@ from torchvision.datasets.folder import find_classes
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from hallmark.core.random import derive_seed
-from hallmark.data.images import decode, resize
 from hallmark.data.coco import open_coco
+from hallmark.data.images import decode, resize
 from hallmark.data.opened import Opened
 from hallmark.data.procedural import procedural_images, procedural_labels
 from hallmark.data.scenes import draw_scenes, scene_labels

@@ -1,7 +1,8 @@
 """Scenes drawn on the spot, for detectors: one to four textured shapes before a busy background, with their boxes.
 
-A class is a shape; texture, colour, place, size and rotation are left to chance.  Every scene is a function of its seed,
-split, index and size alone, drawn as :mod:`hallmark.data.procedural` draws its images and from streams beside theirs.
+A class is a shape; texture, colour, place, size and rotation are left to chance.  Every scene is a function of its
+seed, split, index and size alone, drawn as :mod:`hallmark.data.procedural` draws its images, and
+from streams beside theirs.
 """
 
 from collections.abc import Iterator, Sequence

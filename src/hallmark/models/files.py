@@ -12,6 +12,7 @@ from torch import nn
 
 from hallmark.errors import ConfigError, StoreError, allowed
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import Detector
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage, from_spec
 
@@ -27,6 +28,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {"kind": "classifier", **model.spec}
     if isinstance(model, ImageToImage | Barriered):
         return {"kind": "image_to_image", **model.spec}
+    if isinstance(model, Detector):
+        return {"kind": "detector", **model.spec}
     raise ConfigError(f"cannot describe a {type(model).__name__}; allowed: {', '.join(_KINDS)}")
 
 
@@ -42,6 +45,8 @@ def build(description: dict[str, Any]) -> nn.Module:
         return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]
     if kind == "image_to_image":
         return from_spec(fields)
+    if kind == "detector":
+        return Detector(**fields)
     raise ConfigError(allowed(kind, sorted(set(_KINDS.values())), "model kind"))
 
 
@@ -50,6 +55,7 @@ _KINDS = {
     "Classifier": "classifier",
     "ImageToImage": "image_to_image",
     "Barriered": "image_to_image",
+    "Detector": "detector",
 }
 
 

@@ -7,18 +7,21 @@ from torch import nn
 
 from hallmark.core.random import derive_seed
 from hallmark.core.scheme import Images
+from hallmark.data.images import ImageSet
+from hallmark.detection import train_detector
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import Detector, fresh, pretrained
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.distributed import synchronise_batch_norm
 from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.recipe import AnyRecipe, DetectionRecipe, HostRecipe, SupervisedRecipe
 from hallmark.pretrain.train import pretrain
 from hallmark.supervised import train_classifier
 from hallmark.training import LightningTrainer
 
 
 def make_host(
-    host: HostRecipe, recipe: AnyRecipe, owner: Images, *, trainer: LightningTrainer, seed: int
+    host: HostRecipe, recipe: AnyRecipe, owner: ImageSet, *, trainer: LightningTrainer, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A trained host in evaluation mode.
 
@@ -34,6 +37,8 @@ def make_host(
     """
     if isinstance(recipe, SupervisedRecipe):
         return train_supervised(host, recipe, owner, trainer=trainer, seed=seed), {}
+    if isinstance(recipe, DetectionRecipe):
+        return make_detector(host, recipe, owner, trainer=trainer, seed=seed), {}
     monitor = OnlineEvaluation(owner)
     encoder = pretrain(host, recipe, owner.images, trainer=trainer, seed=seed, callbacks=[monitor])
     return encoder, {"knn_accuracy": monitor.measure(encoder)}
@@ -60,6 +65,22 @@ def train_supervised(
     )
     classifier.load_state_dict(training.state_dict())  # without what synchronises BatchNorm over ranks
     return classifier.eval()
+
+
+def make_detector(
+    host: HostRecipe, recipe: DetectionRecipe, owner: ImageSet, *, trainer: LightningTrainer, seed: int
+) -> Detector:
+    """A detector with published weights, or one trained from fresh weights; equal seeds give equal detectors."""
+    size = owner.images.shape[-1]
+    if recipe.weights:
+        return pretrained(host.backbone, recipe.weights, owner.classes, size)
+    detector, training = (fresh(host.backbone, owner.classes, size, host.width, seed=seed) for _ in range(2))
+    if trainer.settings.devices > 1:
+        synchronise_batch_norm(training, trainer.settings.accelerator)
+    fields = {"epochs": recipe.epochs, "batch": recipe.batch, "training": recipe.training}
+    train_detector(training, owner, **fields, trainer=trainer, seed=seed)  # type: ignore[arg-type]
+    detector.load_state_dict(training.state_dict())  # without what synchronises BatchNorm over ranks
+    return detector.eval()
 
 
 def fresh_classifier(host: HostRecipe, classes: int, *, seed: int) -> Classifier:

@@ -17,7 +17,8 @@ CONTRASTIVE = {
 }
 """Contrastive methods with the options that each needs."""
 SUPERVISED = "supervised"
-METHODS = (*CONTRASTIVE, SUPERVISED)
+DETECTION = "detection"
+METHODS = (*CONTRASTIVE, SUPERVISED, DETECTION)
 CROP_AND_FLIP = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), jitter=0.0, grey=0.0)
 """What stands for pad-and-crop with flips, the usual augmentation of CIFAR classifiers."""
 OPTIMISERS = ("adamw", "sgd", "lars")
@@ -122,7 +123,37 @@ class SupervisedRecipe:
             raise ConfigError(f"training needs epochs ≥ 1 and batch ≥ 2, got {self.epochs} and {self.batch}")
 
 
-AnyRecipe = Recipe | SupervisedRecipe
+@dataclass(frozen=True)
+class DetectionRecipe:
+    """Training an object detector with boxes, or taking one that torchvision has weights of.
+
+    Args:
+        epochs: Passes over the owner's images; 0 with ``weights``, and only then.
+        batch: Effective batch over all devices.
+        training: Optimiser and schedule.
+        weights: Name of torchvision's weights for the host, such as ``COCO_V1``; empty to train.
+        method: ``detection``.
+    """
+
+    epochs: int
+    batch: int
+    training: Training = field(default_factory=Training)
+    weights: str = ""
+    method: str = DETECTION
+    host_kind: ClassVar[HostKind] = HostKind.DETECTOR
+    passes: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.method != DETECTION:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+        if self.epochs < 0 or self.batch < 1 or bool(self.weights) == bool(self.epochs):
+            raise ConfigError(
+                "detection needs batch ≥ 1 and either epochs ≥ 1 or weights with epochs=0, got "
+                f"batch={self.batch}, epochs={self.epochs} and weights={self.weights!r}"
+            )
+
+
+AnyRecipe = Recipe | SupervisedRecipe | DetectionRecipe
 
 
 def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
@@ -133,4 +164,6 @@ def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
     """
     if config.get("method") == SUPERVISED:
         return build(SupervisedRecipe, config, where)
+    if config.get("method") == DETECTION:
+        return build(DetectionRecipe, config, where)
     return build(Recipe, config, where)

@@ -12,6 +12,7 @@ from hallmark.core.access import LEVELS
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, KeyFileError
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import Detector
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
@@ -116,6 +117,8 @@ def kind_of(model: nn.Module) -> HostKind:
     """The host kind of a stored model."""
     if isinstance(model, ImageToImage | Barriered):
         return HostKind.IMAGE_TO_IMAGE
+    if isinstance(model, Detector):
+        return HostKind.DETECTOR
     return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
 
 

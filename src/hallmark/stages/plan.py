@@ -12,6 +12,7 @@ from hallmark.components import build, identify, instantiate
 from hallmark.core import Access, Attack, HostKind, Scheme, Task
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import Detector
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, build_recipe
 from hallmark.stages.checks import check_distinct, check_experiment, check_hosts
@@ -85,6 +86,8 @@ class _Planner:
         """An untrained host whose weights take no memory."""
         host = build(HostRecipe, self.config["host"], "host")
         with torch.device("meta"):
+            if self.kind is HostKind.DETECTOR:
+                return Detector(host.backbone, 2, self.config["data"]["size"], host.width)
             encoder = Encoder(host.backbone, host.width)
             return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hallmark.errors import ConfigError, KeyFileError
-from hallmark.schemes.stain_lock.excite import moved
+from hallmark.models.excite import moved
 from hallmark.schemes.stain_lock.network import ACTIVATIONS, Network, weight_of
 from hallmark.schemes.stain_lock.surgery import Surgery, find_layer
 

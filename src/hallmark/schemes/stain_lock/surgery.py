@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hallmark.errors import ConfigError
-from hallmark.schemes.stain_lock.excite import Excited, append, moved
+from hallmark.models.excite import Excited, append, moved
 
 _SHOWN = 24
 
