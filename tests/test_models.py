@@ -224,11 +224,11 @@ def test_a_foreign_state_dict_is_adopted(tmp_path: Path) -> None:
     assert not adopted.training
 
 
-def test_a_prefix_and_an_entry_are_taken_off(tmp_path: Path) -> None:
+def test_a_foreign_file_s_own_names_are_translated(tmp_path: Path) -> None:
     source = small(seed=3)
     path = tmp_path / "foreign.pth"
     torch.save({"epoch": 3, "model": {f"module.{n}": t for n, t in source.state_dict().items()}}, path)
-    adopted = files.adopt(path, small(), prefix="module.", entry="model")
+    adopted = files.adopt(path, small(), names={"module.": ""}, entry="model")
     assert torch.equal(adopted.backbone.layer4.conv2.weight, source.backbone.layer4.conv2.weight)
 
 

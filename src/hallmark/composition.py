@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hallmark.data.fingerprint import fingerprint
+from hallmark.data.fingerprint import FILE, fingerprint
 from hallmark.errors import ConfigError, DataError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -85,7 +85,7 @@ class Settings:
 
 _COMPOSED = (
     *("scale", "host", "scheme", "trainer", "logger", "variants", "embedding_data"),
-    *("pretrains", "downstreams", "tasks", "attacks"),
+    *("pretrains", "downstreams", "tasks", "attacks", "surveys"),
 )
 
 
@@ -157,7 +157,7 @@ def fingerprinter(config: dict[str, Any]) -> Callable[[str], str]:
         try:
             return fingerprint(name, root=root, cache=remembered)
         except DataError:
-            if not config["download"]:
+            if not config["download"] or name.startswith(FILE):
                 raise
         from hallmark.data.catalogue import load  # slow to import, and needed for a first download only
 

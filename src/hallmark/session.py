@@ -66,7 +66,7 @@ def _loggers(config: dict[str, Any]) -> Callable[[Stage], Logger | None]:
         raise ConfigError(allowed(kind, ("none", "csv", "wandb"), "logger kind"))
 
     def make(stage: Stage) -> Logger | None:
-        if kind == "none" or stage.kind in ("verify", "transfer"):
+        if kind == "none" or stage.kind in ("verify", "transfer", "survey"):
             return None
         if kind == "csv":
             return CSVLogger(logger["folder"], name=stage.kind, version=stage.key[:12])

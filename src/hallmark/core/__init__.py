@@ -7,6 +7,7 @@ from hallmark.core.extraction import extract_all
 from hallmark.core.key import Key
 from hallmark.core.random import derive_seed, generator
 from hallmark.core.scheme import QueryScheme, Scheme, Trainer
+from hallmark.core.survey import Marking, Reading, Survey
 from hallmark.core.suspect import Suspect
 from hallmark.core.task import Measurement, Task
 
@@ -16,9 +17,12 @@ __all__ = [
     "Evidence",
     "HostKind",
     "Key",
+    "Marking",
     "Measurement",
     "QueryScheme",
+    "Reading",
     "Scheme",
+    "Survey",
     "Suspect",
     "Task",
     "Trainer",

@@ -8,17 +8,21 @@ import hashlib
 import json
 import os
 import secrets
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hallmark.data.sources import GENERATOR_VERSION, find_files, find_source, require_root
 from hallmark.errors import DataError
+
+FILE = "file:"
+"""Before the path of a single file below the data root."""
 
 
 def fingerprint(name: str, *, root: Path | None = None, cache: Path | None = None) -> str:
     """Return the SHA-256 of what the data set ``name`` contains, as 64 hexadecimal digits.
 
     For a set of files it covers their names relative to ``root`` and their bytes, for a generated set the name and the
-    version of the generator.  The size that images are loaded at and the limit are no part of it.
+    version of the generator.  The size that images are loaded at and the limit are no part of it.  ``file:<path>`` is
+    one file below the root, such as weights.
 
     Args:
         name: A name of :mod:`hallmark.data.sources`.
@@ -30,11 +34,15 @@ def fingerprint(name: str, *, root: Path | None = None, cache: Path | None = Non
         ConfigError: If there is no such name.
         DataError: If a file of the set is missing or cannot be read, or the cache cannot be written.
     """
-    source = find_source(name, root)
-    if not source.files:
-        return hashlib.sha256(f"{source.name} {GENERATOR_VERSION}".encode()).hexdigest()
-    folder = require_root(name, root)
-    files = find_files(source, folder)
+    if name.startswith(FILE):
+        folder = require_root(name, root)
+        files = [_one_file(name.removeprefix(FILE), folder)]
+    else:
+        source = find_source(name, root)
+        if not source.files:
+            return hashlib.sha256(f"{source.name} {GENERATOR_VERSION}".encode()).hexdigest()
+        folder = require_root(name, root)
+        files = find_files(source, folder)
     try:
         if cache is None:
             return _content(folder, files)
@@ -47,6 +55,13 @@ def fingerprint(name: str, *, root: Path | None = None, cache: Path | None = Non
     except OSError as error:
         raise DataError(f"data set {name!r} cannot be fingerprinted: {error}") from error
     return known
+
+
+def _one_file(path: str, root: Path) -> str:
+    """The path, if it is that of a file below the root."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not (root / path).is_file():
+        raise DataError(f"file {path!r} not found under {str(root)!r}; put it there, or set HALLMARK_DATA or data_root")
+    return path
 
 
 def _content(root: Path, files: list[str]) -> str:

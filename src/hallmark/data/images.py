@@ -101,12 +101,12 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     )
 
 
-def decode(path: Path, crop: bool = False) -> Tensor:
+def decode(path: Path, crop: float = 0.0) -> Tensor:
     """Return the image in a file as RGB, uint8 ``(3, H, W)``.
 
     Args:
         path: The file.
-        crop: Whether to cut to the central square.
+        crop: Side of the central square that is kept, as a share of the shorter side; 0 keeps all.
 
     Raises:
         DataError: If the file is damaged.
@@ -118,7 +118,7 @@ def decode(path: Path, crop: bool = False) -> Tensor:
         raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
     if crop:
         height, width, _ = pixels.shape
-        side = min(height, width)
+        side = round(crop * min(height, width))
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
     return pixels.permute(2, 0, 1)

@@ -24,6 +24,8 @@ from hallmark.data.scenes import draw_scenes, scene_labels
 from hallmark.data.sources import IMAGE_FOLDER, STANDIN, Source, require_root
 from hallmark.errors import DataError
 
+_EVALUATED = 224 / 256
+"""Share of the short side that torchvision shows networks of ImageNet: 224 of 256 pixels."""
 _DRAWN = {"train": 20_000, "test": 4_000}
 
 
@@ -122,11 +124,16 @@ def _gtsrb(root: Path, split: str, download: bool) -> Opened:
     return _from_files(paths, labels, groups=torch.from_numpy(np.unique(tracks, return_inverse=True)[1]))
 
 
+def _imagenet(root: Path, split: str, download: bool) -> Opened:
+    data = datasets.ImageNet(root / "imagenet", split="train" if split == "train" else "val")
+    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=_EVALUATED)
+
+
 def _image_folder(folder: Path, split: str) -> Opened:
     data = datasets.ImageFolder(folder / ("train" if split == "train" else "val"))
     if data.classes != find_classes(folder / "train")[0]:
         raise DataError(f"train and val of image folder {str(folder)!r} have different classes")
-    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=True)
+    return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=1.0)
 
 
 _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
@@ -136,6 +143,7 @@ _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
     "coco": partial(open_coco, padded=False),
     "coco_padded": partial(open_coco, padded=True),
     "gtsrb": _gtsrb,
+    "imagenet": _imagenet,
     "mnist": _mnist,
     "stl10": _stl10,
     "svhn": _svhn,
@@ -148,8 +156,8 @@ def _from_array(images: np.ndarray | Tensor, labels: np.ndarray | Tensor | Seque
     return Opened(torch.as_tensor(labels, dtype=torch.int64), lambda indices, size: resize(stored[indices], size))
 
 
-def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: bool = False) -> Opened:
-    """Open one image per file; ``crop`` cuts to the central square before resizing."""
+def _from_files(paths: list[Path], labels: list[int], *, groups: Tensor | None = None, crop: float = 0.0) -> Opened:
+    """Open one image per file; ``crop`` cuts to the central square of that share of the short side before resizing."""
 
     def read(indices: Tensor, size: int) -> Tensor:
         images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)

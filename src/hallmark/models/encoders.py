@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.cifar_resnet import ResNet20
+from hallmark.models.excite import additions, append_all, originally
+from hallmark.models.torchvision_nets import PREFIX, cifar_resnet, headless, small_vit
+from hallmark.models.vgg import SmallVGG
 from hallmark.models.wide_resnet import CodeWideResNet, WideResNet
 from hallmark.models.widths import layer_widths, set_widths
 
@@ -51,25 +55,14 @@ class SmallResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def _cifar_resnet(name: str) -> Callable[[int], nn.Module]:
-    def build(width: int) -> nn.Module:
-        import torchvision  # slow to import, and planning builds no network
-
-        net = torchvision.models.get_model(name, weights=None, width_per_group=width)
-        net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # the CIFAR stem: no stride, no max-pool
-        net.maxpool = nn.Identity()
-        net.num_features = net.fc.in_features
-        net.fc = nn.Identity()
-        return net
-
-    return build
-
-
 BACKBONES: Mapping[str, tuple[Callable[[int], nn.Module], int]] = {
     "resnet_small": (SmallResNet, 16),
-    "resnet18": (_cifar_resnet("resnet18"), 64),
-    "resnet34": (_cifar_resnet("resnet34"), 64),
-    "resnet50": (_cifar_resnet("resnet50"), 64),
+    "resnet18": (cifar_resnet("resnet18"), 64),
+    "resnet34": (cifar_resnet("resnet34"), 64),
+    "resnet50": (cifar_resnet("resnet50"), 64),
+    "resnet20_a": (ResNet20, 16),
+    "vgg_small": (SmallVGG, 16),
+    "vit_small": (small_vit, 16),
     "wrn10": (WideResNet, 4),
     "wrn10_code": (CodeWideResNet, 4),
 }
@@ -80,14 +73,15 @@ class Encoder(nn.Module):
     """A backbone behind its input normalisation: float images in [0, 1] ``(B, 3, H, W)`` to features ``(B, D)``.
 
     Args:
-        backbone: A name of :data:`BACKBONES`, or ``timm:<model>`` for any timm backbone.
+        backbone: A name of :data:`BACKBONES`, or ``timm:<model>`` or ``torchvision:<model>`` for any of theirs.
         width: Base width, or None for the backbone's own.
         mean: Channel means in [0, 1].
         std: Channel standard deviations.
         widths: Input and output channels of the backbone's layers that have other ones than usual, by name.
+        added: What was appended to the backbone; see :func:`hallmark.models.excite.additions`.
 
     Raises:
-        ConfigError: The backbone is unknown, its width cannot be set, or it has no layer of a name in ``widths``.
+        ConfigError: The backbone is unknown, its width cannot be set, or it lacks what ``widths`` or ``added`` names.
     """
 
     def __init__(
@@ -97,6 +91,7 @@ class Encoder(nn.Module):
         mean: tuple[float, ...] = CIFAR_MEAN,
         std: tuple[float, ...] = CIFAR_STD,
         widths: Mapping[str, Sequence[int]] | None = None,
+        added: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self._named: dict[str, Any] = {"backbone": backbone, "width": width, "mean": list(mean), "std": list(std)}
@@ -105,15 +100,17 @@ class Encoder(nn.Module):
         network = _build_backbone(backbone, width)
         self._usual = layer_widths(network)
         set_widths(network, widths or {})
+        append_all(network, added or {})
         self.backbone = network.to(memory_format=torch.channels_last)
         self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Plain JSON to rebuild the architecture; ``widths`` only if a layer has other than its usual ones."""
-        now = layer_widths(self.backbone)
+        """Plain JSON to rebuild the architecture; ``widths`` and ``added`` only where it is not the usual one."""
+        now = {originally(self.backbone, name): widths for name, widths in layer_widths(self.backbone).items()}
         changed = {name: list(widths) for name, widths in now.items() if self._usual.get(name, widths) != widths}
-        return {**self._named, "widths": changed} if changed else dict(self._named)
+        odd = {"widths": changed, "added": additions(self.backbone)}
+        return {**self._named, **{part: content for part, content in odd.items() if content}}
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(B, D)`` of images ``(B, 3, H, W)`` in [0, 1]."""
@@ -133,12 +130,19 @@ def _build_backbone(name: str, width: int | None) -> nn.Module:
         model = name.removeprefix("timm:")
         if not timm.is_model(model):
             raise ConfigError(f"unknown timm model {model!r}; list them with timm.list_models()")
-        if width is not None:
-            raise ConfigError(f"backbone {name!r} has a fixed width; set width=null, got {width}")
+        _fixed(name, width)
         return timm.create_model(model, pretrained=False, num_classes=0)
+    if name.startswith(PREFIX):
+        _fixed(name, width)
+        return headless(name)
     if name not in BACKBONES:
-        raise ConfigError(allowed(name, [*BACKBONES, "timm:<model>"], "backbone"))
+        raise ConfigError(allowed(name, [*BACKBONES, "timm:<model>", f"{PREFIX}<model>"], "backbone"))
     build, default = BACKBONES[name]
     if name in ("resnet18", "resnet34") and width not in (None, 64):
         raise ConfigError(f"backbone {name!r} has basic blocks of fixed width 64, got width={width}; use resnet_small")
     return build(default if width is None else width)
+
+
+def _fixed(name: str, width: int | None) -> None:
+    if width is not None:
+        raise ConfigError(f"backbone {name!r} has a fixed width; set width=null, got {width}")

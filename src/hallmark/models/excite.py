@@ -79,6 +79,15 @@ def moved(name: str, appended: str) -> str:
     return f"{appended}.block{name.removeprefix(appended)}" if inside else name
 
 
+def originally(model: nn.Module, name: str) -> str:
+    """What a module of a model was called before anything was appended; the inverse of :func:`moved`."""
+    parts, kept = name.split("."), []
+    for at, part in enumerate(parts):
+        if not (part == "block" and at and isinstance(model.get_submodule(".".join(parts[:at])), Excited)):
+            kept.append(part)
+    return ".".join(kept)
+
+
 def additions(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What was appended to a model, as plain JSON by module name, outer blocks first; see :func:`append_all`."""
     found = ((name, module) for name, module in model.named_modules() if isinstance(module, Excited))

@@ -1,6 +1,7 @@
 """Models on disk: safetensors beside a JSON description, never a pickle."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
-from torch import nn
+from torch import Tensor, nn
 
 from hallmark.errors import ConfigError, StoreError, allowed
 from hallmark.models.classifier import Classifier
@@ -39,7 +40,7 @@ def build(description: dict[str, Any]) -> nn.Module:
     kind = fields.pop("kind", None)
     if kind == "encoder":
         mean, std = tuple(fields["mean"]), tuple(fields["std"])
-        return Encoder(fields["backbone"], fields["width"], mean, std, fields.get("widths"))
+        return Encoder(fields["backbone"], fields["width"], mean, std, fields.get("widths"), fields.get("added"))
     if kind == "classifier":
         encoder = build({"kind": "encoder", **fields["encoder"]})
         return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]
@@ -88,13 +89,16 @@ def load(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def adopt(path: Path, model: nn.Module, *, prefix: str = "", entry: str | None = None) -> nn.Module:
+def adopt(
+    path: Path, model: nn.Module, *, names: Mapping[str, str] | None = None, entry: str | None = None
+) -> nn.Module:
     """Fill a model from somebody else's ``.pth`` file, read by ``torch.load(weights_only=True)``.
 
     Args:
         path: The file.
-        model: An architecture with the same parameter names after ``prefix`` is taken off.
-        prefix: Leading part of every name to drop, e.g. ``"module."``.
+        model: An architecture with the same parameters under the same names, or those that ``names`` makes of them.
+        names: What the beginning of a name in the file stands for, e.g. ``{"module.": ""}``; the longest one that
+            fits counts.
         entry: Name under which the file keeps its state dict, if it does.
 
     Raises:
@@ -102,12 +106,21 @@ def adopt(path: Path, model: nn.Module, *, prefix: str = "", entry: str | None =
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content if entry is None else content[entry]
-        model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+        fill(model, content if entry is None else content[entry], names or {})
     except Exception as error:  # noqa: BLE001 - torch raises half a dozen unrelated types for a bad file
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(f"{path} cannot be adopted ({line}); only tensors of the same names are accepted") from None
     return model.eval()
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Load a foreign state dict into a model, its names changed as :func:`adopt` says."""
+
+    def renamed(name: str) -> str:
+        first = max((start for start in names if name.startswith(start)), key=len, default=None)
+        return name if first is None else names[first] + name.removeprefix(first)
+
+    model.load_state_dict({renamed(name): tensor for name, tensor in state.items()})
 
 
 HEAD = "head.safetensors"

@@ -1,5 +1,6 @@
 """Making a host: the model that nobody has marked yet."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,28 +14,38 @@ from hallmark.models.classifier import Classifier
 from hallmark.models.detectors import Detector, fresh, pretrained
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.distributed import synchronise_batch_norm
+from hallmark.pretrain.foreign import adopt_foreign
 from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import AnyRecipe, DetectionRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.recipe import AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
 from hallmark.pretrain.train import pretrain
 from hallmark.supervised import train_classifier
 from hallmark.training import LightningTrainer
 
 
 def make_host(
-    host: HostRecipe, recipe: AnyRecipe, owner: ImageSet, *, trainer: LightningTrainer, seed: int
+    host: HostRecipe,
+    recipe: AnyRecipe,
+    owner: ImageSet,
+    *,
+    trainer: LightningTrainer,
+    seed: int,
+    root: Path | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A trained host in evaluation mode.
 
     Args:
         host: Architecture.
-        recipe: How it is trained.
+        recipe: How it is trained, or whose weights it takes.
         owner: The owner's images; contrastive methods read their labels for the monitor alone.
         trainer: Runs the loop, on one device or many.
         seed: Seeds weights, order and views.
+        root: Folder below which foreign weights are.
 
     Returns:
         The host, and what was measured on the way.
     """
+    if isinstance(recipe, ForeignRecipe):
+        return adopt_foreign(host, recipe, root=root, seed=seed), {}
     if isinstance(recipe, SupervisedRecipe):
         return train_supervised(host, recipe, owner, trainer=trainer, seed=seed), {}
     if isinstance(recipe, DetectionRecipe):

@@ -1,4 +1,4 @@
-"""How a host is pretrained: plain numbers, no library."""
+"""How a host comes about: plain numbers, no library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +16,14 @@ CONTRASTIVE = {
     "byol": frozenset({"momentum", "hidden", "projection"}),
 }
 """Contrastive methods with the options that each needs."""
-SUPERVISED = "supervised"
-DETECTION = "detection"
-METHODS = (*CONTRASTIVE, SUPERVISED, DETECTION)
+SUPERVISED, FOREIGN, DETECTION = "supervised", "foreign", "detection"
+METHODS = (*CONTRASTIVE, SUPERVISED, FOREIGN, DETECTION)
 CROP_AND_FLIP = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), jitter=0.0, grey=0.0)
 """What stands for pad-and-crop with flips, the usual augmentation of CIFAR classifiers."""
 OPTIMISERS = ("adamw", "sgd", "lars")
+UNTRAINED = "untrained"
+PREFIX = "torchvision:"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,51 @@ class DetectionRecipe:
             )
 
 
-AnyRecipe = Recipe | SupervisedRecipe | DetectionRecipe
+@dataclass(frozen=True)
+class ForeignRecipe:
+    """Taking a classifier that somebody else trained, as it is.
+
+    Args:
+        weights: A ``.pth`` file below the data root; or ``torchvision:<weights>``, such as
+            ``torchvision:ResNet50_Weights.IMAGENET1K_V1``, which torchvision downloads; or ``untrained``, which stands
+            for any of them where no file is wanted.
+        classes: Number of classes the file knows.
+        entry: Name under which a file keeps its state dict, if it does.
+        names: What the beginning of a name in a file stands for; see :func:`hallmark.models.files.adopt`.
+        mean: Channel means in [0, 1] that its images were normalised by.
+        std: Their standard deviations.
+        method: ``foreign``.
+    """
+
+    weights: str
+    classes: int
+    entry: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    method: str = FOREIGN
+    host_kind: ClassVar[HostKind] = HostKind.CLASSIFIER
+
+    def __post_init__(self) -> None:
+        if self.method != FOREIGN:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+        if not self.weights or self.classes < 2:
+            raise ConfigError(
+                f"foreign weights need a file and at least 2 classes, got {self.weights!r}, {self.classes}"
+            )
+
+    @property
+    def file(self) -> str | None:
+        """The file below the data root, if it is one."""
+        return None if self.weights == UNTRAINED or self.published else self.weights
+
+    @property
+    def published(self) -> str | None:
+        """Torchvision's name of the weights, if they are its."""
+        return self.weights.removeprefix(PREFIX) if self.weights.startswith(PREFIX) else None
+
+
+AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe | DetectionRecipe
 
 
 def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
@@ -164,6 +210,8 @@ def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
     """
     if config.get("method") == SUPERVISED:
         return build(SupervisedRecipe, config, where)
+    if config.get("method") == FOREIGN:
+        return build(ForeignRecipe, config, where)
     if config.get("method") == DETECTION:
         return build(DetectionRecipe, config, where)
     return build(Recipe, config, where)

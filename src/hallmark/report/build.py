@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, tables
+from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, surveys, tables
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 
@@ -19,6 +19,8 @@ TABLES = {
     "fidelity": contents.fidelity,
     "verdicts": contents.verdict,
     "false_positives": contents.false_positives,
+    "false_fires": surveys.false_fires,
+    "locked_use": surveys.locked_use,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }

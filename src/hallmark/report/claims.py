@@ -78,7 +78,9 @@ class Check:
         Returns:
             The identity columns that are left, ``cell`` (the number to compare) and ``passed``.
         """
-        chosen = rows[rows["metric"] == self.metric]
+        # two metrics of the same thing, such as a rate and its bound, differ in that column
+        metrics = self.pair[1:] if self.pair and self.pair[0] == "metric" else (self.metric,)
+        chosen = rows[rows["metric"].isin(metrics)]
         for column, values in self.where.items():
             chosen = chosen[chosen[column].isin(values)]
         if self.pair:

@@ -60,7 +60,8 @@ def verdict(rows: pd.DataFrame, name: str) -> Table:
 def false_positives(rows: pd.DataFrame, name: str) -> Table:
     """The measured false positive rate against the nominal one."""
     keys = [*MODEL, "access", "suspect", "seed"]
-    frame = ordered(rows[rows["metric"] == "fpr"], keys)[[*keys, "value", "count", "n", "ci_low", "ci_high"]]
+    judged = rows[(rows["metric"] == "fpr") & (rows["access"] != "")]
+    frame = ordered(judged, keys)[[*keys, "value", "count", "n", "ci_low", "ci_high"]]
     frame = frame.rename(columns={"value": "rate"})
     nominal = analysis.parameter(frame, rows, "fpr_alpha")
     frame["alpha"] = nominal.fillna(analysis.parameter(frame, rows, "alpha"))

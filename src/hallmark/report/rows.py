@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 SUSPECTS = ("marked", "original", "innocent", "wrong_key", "attacked_innocent")
 ACCESS = ("weights", "weights_aligned", "features", "logits", "labels", "images")
 TASKS = ("linear_probe", "mlp_probe", "finetune", "knn", "classification", "restoration", "detection")
-PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "detection")
+PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "foreign", "detection")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
-    *("accuracy", "knn_accuracy", "locked_accuracy", "unlocked_accuracy", "map", "tolerance"),
+    *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),
+    *("map", "tolerance"),
     *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber"),
 )
 METRICS = (
     *FRACTIONS,
-    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights"),
+    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
     *("seconds", "images_per_s", "peak_mib"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {

@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from hallmark.core import Access, Attack, HostKind, Scheme, Task
+from hallmark.core import Access, Attack, HostKind, Scheme, Survey, Task
 from hallmark.core.access import LEVELS
 from hallmark.errors import ConfigError, allowed
-from hallmark.pretrain.recipe import METHODS
+from hallmark.models.torchvision_nets import required_size
+from hallmark.pretrain.recipe import FOREIGN, METHODS
 from hallmark.stages.experiment import Mark, Subject
 from hallmark.stages.inputs import Config, host_data, len_of
 
@@ -37,13 +38,21 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     for name in calibration["extra_seeds"]:
         if name not in METHODS:
             raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
+        if name == FOREIGN:
+            raise ConfigError(
+                "there is one foreign host, and no other seed of it; remove calibration.extra_seeds.foreign"
+            )
     known = {mark.variant for mark in marks}
-    for name, group in config["attacks"].items():
-        if not isinstance(group, Mapping):
-            raise ConfigError(f"attacks.{name} is {group!r}; give its _target_, strength and strengths")
-        for variant in group.get("variants") or []:
-            if variant not in known:
-                raise ConfigError(allowed(variant, sorted(known), f"attacks.{name}.variants entry"))
+    for part, needed in (("attacks", "_target_, strength and strengths"), ("surveys", "_target_")):
+        for name, group in config[part].items():
+            if not isinstance(group, Mapping):
+                raise ConfigError(f"{part}.{name} is {group!r}; give its {needed}")
+            for variant in group.get("variants") or []:
+                if variant not in known:
+                    raise ConfigError(allowed(variant, sorted(known), f"{part}.{name}.variants entry"))
+    size = required_size(config["host"]["backbone"])
+    if size not in (None, config["data"]["size"]):
+        raise ConfigError(f"host {config['host']['backbone']!r} takes {size}x{size} images only; set data.size={size}")
     attainable = 1 / (calibration["decoys"] + 1)
     for mark in marks:
         check_scheme(mark.scheme, kind)
@@ -57,6 +66,14 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
             mark.scheme.check_host(host())
 
 
+def check_batch(where: str, batch: int, images: int, devices: int) -> None:
+    """Refuse a batch that is larger than the data, or that devices cannot share."""
+    if batch > images:
+        raise ConfigError(f"{where}.batch={batch} exceeds the owner's {images} images; lower the batch")
+    if batch % devices:
+        raise ConfigError(f"{where}.batch={batch} cannot be shared by trainer.devices={devices}; make it a multiple")
+
+
 def check_scheme(scheme: Scheme, kind: HostKind) -> None:
     """Refuse a scheme that does not mark hosts of a kind, or whose mark nobody could look for there."""
     if kind not in scheme.hosts:
@@ -68,10 +85,22 @@ def check_scheme(scheme: Scheme, kind: HostKind) -> None:
         )
 
 
-def check_hosts(component: Attack | Task, kind: HostKind, what: str) -> None:
-    """Refuse an attack or task that does not work on hosts of a kind."""
+def check_hosts(component: Attack | Task | Survey, kind: HostKind, what: str) -> None:
+    """Refuse an attack, task or survey that does not work on hosts of a kind."""
     if kind not in component.hosts:
         raise ConfigError(f"{what} {component.name!r} works on {_names(component.hosts)}, but the host is a {kind}")
+
+
+def check_survey(
+    survey: Survey, label: str, marks: Collection[Mark], kind: HostKind, host: Callable[[], nn.Module]
+) -> None:
+    """Refuse a survey that does not look at hosts of a kind, or at nothing that the experiment marks."""
+    check_hosts(survey, kind, "survey")
+    if not marks:
+        about = ", ".join(sorted(survey.schemes))
+        raise ConfigError(f"surveys.{label} is about {about}, and the experiment has no such mark; take it out")
+    if type(survey).check_host is not Survey.check_host:
+        survey.check_host(host())
 
 
 def check_distinct(subjects: Iterable[Subject]) -> None:

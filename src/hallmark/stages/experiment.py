@@ -58,16 +58,39 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Surveyed:
+    """One survey, with everything its result rows say about what it looked at.
+
+    Args:
+        stage: Makes the readings.
+        scheme: Name of the scheme it is about.
+        variant: What rows call the mark looked at; empty for the usual one, or where it looked at the host alone.
+        suspect: ``marked`` or ``original``.
+        pretrain: How the host was trained.
+        host: Architecture.
+    """
+
+    stage: Stage
+    scheme: str
+    variant: str
+    suspect: str
+    pretrain: str
+    host: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment at one seed and scale.
 
     Args:
         config: The resolved configuration.
         subjects: The models it looks at.
+        surveys: What the owner measures beside.
     """
 
     config: Config
     subjects: tuple[Subject, ...]
+    surveys: tuple[Surveyed, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -82,4 +105,5 @@ class Experiment:
     @property
     def stages(self) -> list[Stage]:
         """Every stage, inputs first."""
-        return in_order(stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify))
+        judged = [stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify)]
+        return in_order([*judged, *(survey.stage for survey in self.surveys)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from hallmark.stages.manifest import digest
 
-VERSIONS = {"pretrain": 1, "embed": 1, "attack": 2, "transfer": 2, "verify": 1}
+VERSIONS = {"pretrain": 1, "embed": 1, "attack": 2, "transfer": 2, "verify": 1, "survey": 1}
 """Kinds of stage with the version of their code; raise one when its results change, and only then."""
 
 

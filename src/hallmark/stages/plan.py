@@ -1,7 +1,7 @@
 """From a composed configuration to the graph of one experiment."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from hallmark.components import build, identify, instantiate
-from hallmark.core import Access, Attack, HostKind, Scheme, Task
+from hallmark.core import Access, Attack, HostKind, Scheme, Survey, Task
+from hallmark.data.fingerprint import FILE
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.detectors import Detector
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.recipe import AnyRecipe, HostRecipe, build_recipe
-from hallmark.stages.checks import check_distinct, check_experiment, check_hosts
-from hallmark.stages.experiment import Experiment, Mark, Subject
+from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, ForeignRecipe, HostRecipe, build_recipe
+from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
+from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
     Config,
@@ -50,7 +51,7 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_experiment(config, planner.marks, planner.kind, planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
-    return Experiment(config, subjects)
+    return Experiment(config, subjects, tuple(planner.surveys()))
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -72,7 +73,11 @@ class _Planner:
         """How hosts are trained, by name."""
         if not self.config["pretrains"]:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
-        return {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
+        found = {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
+        if self.config["scale"]["standin"]:  # like the data, weights are none that anybody has to have
+            foreign = {name: recipe for name, recipe in found.items() if isinstance(recipe, ForeignRecipe)}
+            found |= {name: replace(recipe, weights=UNTRAINED) for name, recipe in foreign.items()}
+        return found
 
     @cached_property
     def kind(self) -> HostKind:
@@ -114,6 +119,34 @@ class _Planner:
                     for strength in listed:
                         yield self._attacked(embed, "marked", attack, strength, **shared)
                     yield self._attacked(original, "attacked_innocent", attack, max(listed), **shared)
+
+    def surveys(self) -> Iterator[Surveyed]:
+        """What the owner measures of each host, or of each mark in it."""
+        host = self.config["host"]["backbone"]
+        for label, group in self.config["surveys"].items():
+            settings = {name: value for name, value in group.items() if name != "variants"}
+            survey: Survey = instantiate(settings, f"surveys.{label}", Survey)
+            about = (mark for mark in self.marks if mark.scheme.name in survey.schemes)
+            marks = [mark for mark in about if concerns(group, mark.variant)]
+            check_survey(survey, label, marks, self.kind, self.blank)
+            for name in self.recipes:
+                original = self._pretrain(name, self.config["seed"])
+                if survey.marks:
+                    for mark in marks:
+                        stage = self._survey(survey, original, mark)
+                        yield Surveyed(stage, mark.scheme.name, mark.variant, "marked", name, host)
+                else:
+                    yield Surveyed(self._survey(survey, original), marks[0].scheme.name, "", "original", name, host)
+
+    def _survey(self, survey: Survey, original: Stage, mark: Mark | None = None) -> Stage:
+        owner, test = native_data(self.config)
+        config = {"survey": identify(survey), "owner": owner, "test": test, "seed": self.config["seed"]}
+        inputs, seen = {"host": original}, original.label
+        if mark is not None:
+            embed = self._embed(original, mark)
+            config["scheme"], inputs["mark"], seen = identify(mark.scheme), embed, embed.label
+        prints = self._prints(owner) | self._prints(test)
+        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test))
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
         attack = self._attack(name, strength)
@@ -182,16 +215,13 @@ class _Planner:
         recipe = self.recipes[name]
         host = build(HostRecipe, self.config["host"], "host")
         data = host_data(self.config, "owner")
-        if recipe.batch > len_of(data):
-            raise ConfigError(
-                f"pretrains.{name}.batch={recipe.batch} exceeds the owner's {len_of(data)} images; lower the batch"
-            )
         settings = build(TrainerSettings, self.config["trainer"], "trainer")
-        if recipe.batch % settings.devices:
-            raise ConfigError(
-                f"pretrains.{name}.batch={recipe.batch} cannot be shared by trainer.devices={settings.devices}; "
-                "make it a multiple"
-            )
+        prints, work = self._prints(data), 0.0
+        if isinstance(recipe, ForeignRecipe):
+            prints |= {recipe.file: self.fingerprint(f"{FILE}{recipe.file}")} if recipe.file else {}
+        else:
+            check_batch(f"pretrains.{name}", recipe.batch, len_of(data), settings.devices)
+            work = len_of(data) * recipe.epochs * recipe.passes
         config = {
             "recipe": asdict(recipe),
             "host": asdict(host),
@@ -199,9 +229,7 @@ class _Planner:
             "seed": seed,
             "trainer": settings.semantic(),
         }
-        label = f"{name} seed {seed}"
-        work = len_of(data) * recipe.epochs * recipe.passes
-        return Stage("pretrain", config, {}, self._prints(data), label, work=work)
+        return Stage("pretrain", config, {}, prints, f"{name} seed {seed}", work=work)
 
     def _embed(self, original: Stage, mark: Mark) -> Stage:
         data = embedding_data(self.config)

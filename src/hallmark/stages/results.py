@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hallmark import stats
 from hallmark.core import Access
 from hallmark.report.rows import Row
-from hallmark.stages.experiment import Experiment, Mark, Subject
+from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 
 Result = Callable[[Stage], Mapping[str, Any]]
@@ -33,6 +33,8 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
     found = [Row(metric=m, value=config[m], scheme=experiment.scheme, **shared) for m in _DECLARED]
     for subject in experiment.subjects:
         found += _of_subject(subject, result, shared)
+    for survey in experiment.surveys:
+        found += _of_survey(survey, result, shared)
     found += _false_positives(experiment, result, shared)
     return found
 
@@ -88,6 +90,21 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
             first = judgement["null_p"][0]  # one key fixed beforehand; the rate over all of them is in the fpr rows
             yield Row(**wrong, metric="p_value", value=first)
             yield Row(**wrong, metric="p_min", value=judgement["p_min"])
+
+
+def _of_survey(survey: Surveyed, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
+    content = result(survey.stage)
+    for reading in content["readings"]:
+        low, high = reading["low"], reading["high"]
+        if reading["n"] and low is None:
+            interval = stats.wilson(reading["count"], reading["n"])
+            low, high = interval.low, interval.high
+        yield Row(
+            **shared, **_origin(survey.stage, content), scheme=survey.scheme,
+            variant=" ".join(part for part in (survey.variant, reading["variant"]) if part), host=survey.host,
+            pretrain=survey.pretrain, suspect=survey.suspect, unit=reading["unit"], metric=reading["metric"],
+            value=reading["value"], count=reading["count"], n=reading["n"], ci_low=low, ci_high=high,
+        )  # fmt: skip
 
 
 def points(experiment: Experiment, result: Result) -> Iterator[dict[str, object]]:

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from hallmark.components import build, instantiate
-from hallmark.core import Access, Key, QueryScheme, Suspect, generator
+from hallmark.core import Access, Key, Marking, QueryScheme, Suspect, generator
 from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
@@ -76,6 +76,7 @@ def _pretrain(stage: Stage, folder: Path, bench: Bench, trainer: LightningTraine
         bench.data.get(config["data"]),
         trainer=trainer,
         seed=config["seed"],
+        root=bench.data.root,
     )
     files.save(host, folder)
     return figures
@@ -149,6 +150,20 @@ def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     return result
 
 
+def _survey(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
+    config = stage.config
+    survey = instantiate(config["survey"], "survey")
+    host = files.load(bench.open(stage.inputs["host"].key)).to(bench.device)
+    marking = None
+    if "mark" in stage.inputs:
+        scheme, folder_of = instantiate(config["scheme"], "scheme"), bench.open(stage.inputs["mark"].key)
+        model = files.load(folder_of).to(bench.device)
+        marking = Marking(scheme, model, Key.load(folder_of / KEY, scheme=scheme.name))
+    owner, test = bench.data.get(config["owner"]).unlabelled(), bench.data.get(config["test"])
+    rng = generator(config["seed"], "survey", stage.key)
+    return {"readings": [vars(reading) for reading in survey.look(host, marking, owner, test, generator=rng)]}
+
+
 def _trainer(stage: Stage, folder: Path, bench: Bench) -> LightningTrainer:
     settings = bench.settings
     if stage.kind != "pretrain":
@@ -167,4 +182,5 @@ _KINDS: Mapping[str, Callable[[Stage, Path, Bench, LightningTrainer], dict[str, 
     "attack": _attack,
     "transfer": _transfer,
     "verify": _verify,
+    "survey": _survey,
 }

@@ -21,6 +21,8 @@ from hallmark.schemes.stain_lock.locking import (
     surprises,
     write_locks,
 )
+from hallmark.schemes.stain_lock.site import Site
+from hallmark.schemes.stain_lock.surgery import find_layer
 from hallmark.schemes.stain_lock.trigger import Pipeline, Search, proxies
 
 KINDS = ("internal", "excite")
@@ -116,6 +118,13 @@ class Lock(Scheme):
             )
         if self.patch > image_size:
             raise ConfigError(f"scheme.patch={self.patch} does not fit into {image_size}x{image_size} images; lower it")
+
+    def check_host(self, host: nn.Module) -> None:
+        """The layers must be there, and the detector's silent at rest."""
+        site, _ = Site.of(host, self.layer)
+        self.levels.firing(site.activation)
+        if self.behind:
+            find_layer(host, self.behind)
 
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
         """Draw candidate directions and a disruptor for each lock, and the query images."""

@@ -14,7 +14,7 @@ from hallmark.errors import ConfigError, allowed
 from hallmark.schemes.stain_lock.code import draw_codes
 from hallmark.schemes.stain_lock.detector import Levels, draw_directions
 from hallmark.schemes.stain_lock.evidence import code_surprises, scored
-from hallmark.schemes.stain_lock.staining import draw_key, surprises, write_stain
+from hallmark.schemes.stain_lock.staining import draw_key, require_site, responses, surprises, write_stain
 from hallmark.schemes.stain_lock.trigger import Pipeline, Search
 
 FORMS = ("replace", "add")
@@ -78,6 +78,10 @@ class Stain(Scheme):
         if self.natural > images:
             raise ConfigError(f"scheme.natural={self.natural} exceeds the owner's {images} images; lower it")
 
+    def check_host(self, host: nn.Module) -> None:
+        """The layer must be there, have as many neurons, and be silent at rest."""
+        require_site(host, self)
+
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
         """Draw directions and codes for the K neurons of the layer that are heard least, without the owner's images."""
         return draw_key(Pipeline(host, owner_data.images.shape[-1]), self, generator=generator)
@@ -130,8 +134,14 @@ class Stain(Scheme):
         return [_judge(suspect.access, answers, key) for key in keys]
 
     def figures(self, suspect: Suspect, key: Key) -> Mapping[str, float]:
-        """What the edit cost and guarantees, told once, beside the verdict on weights."""
-        return dict(key.meta["figures"]) if suspect.access is Access.WEIGHTS else {}
+        """Beside the verdict on weights: what the edit cost and guarantees, and the least answer to a trigger image.
+
+        Cost and guarantee are those of the marked model, the answer is the suspect's own, before the activation.
+        """
+        if suspect.access is not Access.WEIGHTS:
+            return {}
+        pipeline = Pipeline(suspect.weights_module(), key.tensors["triggers"].shape[-1])
+        return {**key.meta["figures"], "response": float(responses(pipeline, key).min())}
 
 
 def _judge(access: Access, answers: Tensor, key: Key) -> Evidence:

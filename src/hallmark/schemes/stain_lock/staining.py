@@ -17,13 +17,27 @@ from hallmark.schemes.stain_lock.detector import (
     surprise,
 )
 from hallmark.schemes.stain_lock.guarantees import averaged_cap_bound
-from hallmark.schemes.stain_lock.network import loudness
+from hallmark.schemes.stain_lock.network import Network, loudness
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery
 from hallmark.schemes.stain_lock.trigger import Pipeline, find_triggers, proxies
 
 if TYPE_CHECKING:
     from hallmark.schemes.stain_lock.stain import Stain
+
+
+def require_site(model: nn.Module, settings: "Stain") -> tuple[Site, Network]:
+    """The site that the settings name, and the graph around it; weights are not looked at.
+
+    Raises:
+        ConfigError: The layer does not exist, cannot hold a detector, or has too few neurons.
+    """
+    site, network = Site.of(model, settings.layer)
+    settings.levels.firing(site.activation)
+    width = site.width(model)
+    if settings.keys > width:
+        raise ConfigError(f"scheme.keys={settings.keys} exceeds the {width} neurons of {site.layer!r}; lower it")
+    return site, network
 
 
 def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generator) -> Key:
@@ -33,12 +47,8 @@ def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generato
         ConfigError: The layer does not exist, cannot hold a detector, or has too few neurons.
     """
     model = pipeline.model
-    site, network = Site.of(model, settings.layer)
-    settings.levels.firing(site.activation)
-    width = site.width(model)
-    if settings.keys > width:
-        raise ConfigError(f"scheme.keys={settings.keys} exceeds the {width} neurons of {site.layer!r}; lower it")
-    heard = loudness(network, network.layer, width, pipeline.levels(proxies(32, pipeline.size)))
+    site, network = require_site(model, settings)
+    heard = loudness(network, network.layer, site.width(model), pipeline.levels(proxies(32, pipeline.size)))
     if settings.form == "add":
         heard[~site.live(model)] = torch.inf
     neurons = heard.argsort(stable=True)[: settings.keys].tolist()

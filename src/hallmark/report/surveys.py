@@ -1,0 +1,68 @@
+"""Tables of what owners measured beside utility and verdicts."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from hallmark.report.tables import Column, Record, Table, ordered, plain
+
+KEYS = ("experiment", "host", "pretrain", "variant", "seed")
+_HEADS = {"pretrain": "algorithm"}
+_RATES = {"": "bound", " expected": "expected", " longest": "longest", " hold-out": "hold-out"}
+_USES = {
+    ("original_accuracy", ""): "original",
+    ("original_accuracy", "patch"): "original, patch",
+    ("edited_accuracy", ""): "edited",
+    ("edited_accuracy", "patch"): "edited, patch",
+    ("locked_accuracy", ""): "locked",
+    ("locked_accuracy", "random patch"): "locked, random patch",
+    ("locked_accuracy", "shifted patch"): "locked, shifted patch",
+    ("unlocked_accuracy", "patch"): "unlocked",
+}
+
+
+def false_fires(rows: pd.DataFrame, name: str) -> Table:
+    """How often random detectors of a layer fire on natural images, beside what bounds that."""
+    found = rows[(rows["access"] == "") & rows["metric"].isin(("fpr", "fpr_bound"))]
+    parts = found["unit"].str.extract(r"^(tau [\d.]+)(.*)$")
+    kinds = parts[1].map(_RATES).where(found["metric"] == "fpr_bound", "rate")
+    frame = _wide(found.assign(threshold=parts[0], kind=kinds), (*KEYS, "threshold"), ("rate", *_RATES.values()))
+    columns = (
+        Column("measured / %", "rate", lambda r: _percent(r, "rate")),
+        Column("expected / %", "expected", lambda r: _percent(r, "expected")),
+        Column("bound / %", "bound", lambda r: _percent(r, "bound")),
+        Column("bound, longest features / %", "longest", lambda r: _percent(r, "longest")),
+        Column("bound, hold-out / %", "hold-out", lambda r: _percent(r, "hold-out")),
+    )
+    note = (
+        "Share of test images that fire, over random directions of the layer. The bound holds over the draw of the "
+        "direction and of the image with 95 %; expected is the same without what pays for the sample, a union over "
+        "places; longest holds for every image of such features; hold-out is the largest limit of any one direction."
+    )
+    return _table(name, "False fires of detectors", note, frame, (*KEYS, "threshold"), columns)
+
+
+def locked_use(rows: pd.DataFrame, name: str) -> Table:
+    """What a lock leaves of a classifier with and without its patch."""
+    found = rows[rows["metric"].isin({metric for metric, _ in _USES})]
+    kinds = [_USES[metric, unit] for metric, unit in zip(found["metric"], found["unit"], strict=True)]
+    frame = _wide(found.assign(kind=kinds), KEYS, tuple(_USES.values()))
+    columns = tuple(Column(f"{use} / %", use, lambda r, use=use: _percent(r, use, ".1f")) for use in _USES.values())
+    note = "Top-1 accuracy on the same test images. Edited: all that a lock needs is in place, and nothing is locked."
+    return _table(name, "What a lock leaves", note, frame, KEYS, columns)
+
+
+def _wide(found: pd.DataFrame, keys: tuple[str, ...], kinds: tuple[str, ...]) -> pd.DataFrame:
+    """One line per value of ``keys``, one column per ``kind``."""
+    wide = found.pivot_table(index=list(keys), columns="kind", values="value", aggfunc="first", observed=True)
+    return ordered(wide.reindex(columns=list(kinds)).rename_axis(columns=None).reset_index(), keys)
+
+
+def _percent(record: Record, name: str, digits: str = ".3g") -> str:
+    return plain(100 * record[name], digits)
+
+
+def _table(
+    name: str, title: str, note: str, frame: pd.DataFrame, keys: tuple[str, ...], columns: tuple[Column, ...]
+) -> Table:
+    return Table(name, title, note, frame, (*(Column(_HEADS.get(key, key), key) for key in keys), *columns))
