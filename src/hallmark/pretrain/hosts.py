@@ -16,7 +16,7 @@ from hallmark.models.encoders import Encoder
 from hallmark.pretrain.distributed import synchronise_batch_norm
 from hallmark.pretrain.foreign import adopt_foreign
 from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
 from hallmark.pretrain.train import pretrain
 from hallmark.supervised import train_classifier
 from hallmark.training import LightningTrainer
@@ -83,6 +83,8 @@ def make_detector(
 ) -> Detector:
     """A detector with published weights, or one trained from fresh weights; equal seeds give equal detectors."""
     size = owner.images.shape[-1]
+    if recipe.weights == UNTRAINED:
+        return fresh(host.backbone, owner.classes, size, host.width, seed=seed).eval()
     if recipe.weights:
         return pretrained(host.backbone, recipe.weights, owner.classes, size)
     detector, training = (fresh(host.backbone, owner.classes, size, host.width, seed=seed) for _ in range(2))

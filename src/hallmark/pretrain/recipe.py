@@ -133,7 +133,8 @@ class DetectionRecipe:
         epochs: Passes over the owner's images; 0 with ``weights``, and only then.
         batch: Effective batch over all devices.
         training: Optimiser and schedule.
-        weights: Name of torchvision's weights for the host, such as ``COCO_V1``; empty to train.
+        weights: Name of torchvision's weights for the host, such as ``COCO_V1``; or ``untrained``, which stands for any
+            of them where no file is wanted; empty to train.
         method: ``detection``.
     """
 

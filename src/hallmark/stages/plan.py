@@ -75,7 +75,7 @@ class _Planner:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
         found = {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
         if self.config["scale"]["standin"]:  # like the data, weights are none that anybody has to have
-            foreign = {name: recipe for name, recipe in found.items() if isinstance(recipe, ForeignRecipe)}
+            foreign = {name: recipe for name, recipe in found.items() if getattr(recipe, "weights", "")}
             found |= {name: replace(recipe, weights=UNTRAINED) for name, recipe in foreign.items()}
         return found
 

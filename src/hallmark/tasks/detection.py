@@ -37,11 +37,21 @@ class Detection(Task):
 
     def measure(self, host: nn.Module, downstream: nn.Module | None, train: Images, test: Images) -> list[Measurement]:
         """``map``: AP averaged over classes and the IoU thresholds 0.50, 0.55, …, 0.95."""
-        objects = getattr(test, "objects", None)
-        if objects is None:
-            raise DataError("detection is measured on images with boxes; set test.name to scenes or coco")
+        there = in_each(require_objects(test))
         found = detect(host, test.images, batch=self.batch)
-        return [Measurement("map", mean_average_precision(found, in_each(objects)), n=len(test))]
+        return [Measurement("map", mean_average_precision(found, there), n=len(test))]
+
+
+def require_objects(test: Images) -> Tensor:
+    """What is where in test images ``(N, K, 6)``.
+
+    Raises:
+        DataError: The set does not say.
+    """
+    objects: Tensor | None = getattr(test, "objects", None)
+    if objects is None:
+        raise DataError("detection is measured on images with boxes; set test.name to scenes or coco")
+    return objects
 
 
 def detect(host: nn.Module, images: Tensor, *, batch: int = 16) -> list[Detections]:
