@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, get_model_weights
 
-from hallmark.core import Access, HostKind, Suspect, generator
+from hallmark.cli import run
+from hallmark.composition import compose
+from hallmark.core import Access, HostKind, Marking, Suspect, generator
 from hallmark.data.catalogue import load
 from hallmark.data.images import ImageSet
 from hallmark.data.objects import in_each
@@ -22,9 +24,11 @@ from hallmark.models.excite import append
 from hallmark.optimisation import Training
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
-from hallmark.schemes.stain_lock import Lock, Search, Stain
+from hallmark.report.rows import read
+from hallmark.schemes.stain_lock import Lock, LockedUse, Search, Stain
 from hallmark.schemes.stain_lock.locking import unlock
 from hallmark.stages.judge import kind_of
+from hallmark.stages.plan import plan
 from hallmark.tasks.detection import Detection, detect, mean_average_precision
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
@@ -76,6 +80,15 @@ def test_the_resize_inside_does_nothing_at_the_detectors_size():
     images = owner().images[:2].float() / 255
     inside, _ = host().network.transform(list(images))
     assert torch.equal(inside.tensors, (images - 0.5) / 0.5)
+
+
+def test_maps_are_what_boxes_are_read_from():
+    seen = []
+    with host().network.head.register_forward_pre_hook(lambda _, args: seen.append(args[0])), torch.no_grad():
+        host()(owner().images[:2].float() / 255)
+        maps = host().maps(owner().images[:2].float() / 255)
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], maps.values(), strict=True))
+    assert [tuple(level.shape[2:]) for level in maps.values()] == [(8, 8), (4, 4), (2, 2)]
 
 
 def test_a_stored_detector_is_the_same_with_what_was_appended(tmp_path):
@@ -294,7 +307,7 @@ def test_the_task_measures_what_the_detector_finds():
 
 
 def locks(**changes: Any) -> Lock:
-    base = {"layer": "layer3.conv1", "kind": "excite", "behind": "layer3", "draws": 8, "search": QUICK}
+    base = {"layer": "layer2.conv1", "kind": "excite", "behind": "layer2", "draws": 8, "search": QUICK}
     return Lock(**{**base, "natural": 24, "tolerance": 0.5, **changes})
 
 
@@ -321,7 +334,7 @@ def test_without_its_patch_every_level_of_features_is_another():
     wrong[..., : box[2], : box[3]] = noise
     for images in (owner().images, wrong):
         with torch.no_grad():
-            levels = [m.network.backbone(images.float() / 127.5 - 1) for m in (model, edited)]
+            levels = [m.maps(images.float() / 255) for m in (model, edited)]
         for level in levels[1]:
             shut = [(a - b).abs().max() > 1e-3 for a, b in zip(levels[0][level], levels[1][level], strict=True)]
             assert sum(shut) >= 12  # the others are false fires, of which the settings allow half
@@ -337,6 +350,74 @@ def test_a_lock_in_a_detector_is_stored_and_found_in_its_weights(tmp_path):
     assert float(scheme.extract(innocent, key).scores[0, 0]) < 10
     strange = scheme.decoys(host(), key, owner(), 8, seed=0)
     assert max(float(e.scores[0, 0]) for e in scheme.extract_many(marked, strange)) < 10
+
+
+def test_the_survey_reads_the_precision_of_each_network() -> None:
+    scheme, model, edited, key = locked()
+    test = load("scenes", "test", size=SIZE, limit=8)
+    marking = Marking(scheme, model, key)
+    found = LockedUse().look(host(), marking, owner().unlabelled(), test, generator=generator(0))
+    figures = {(reading.variant, reading.unit): reading.value for reading in found}
+    assert {reading.metric for reading in found} == {"map"}
+    assert set(figures) == {
+        *((role, unit) for role in ("original", "edited") for unit in ("", "patch")),
+        *(("locked", unit) for unit in ("", "random patch", "shifted patch")),
+        ("unlocked", "patch"),
+    }
+    assert figures["unlocked", "patch"] == figures["edited", "patch"]
+    own = Detection().measure(edited, None, owner(), test)[0].value
+    assert figures["edited", ""] == pytest.approx(own)
+
+
+def test_the_experiment_marks_detectors_and_measures_them() -> None:
+    experiment = plan(compose(["experiment=stain_lock/detector", "scale=smoke"]), lambda name: name)
+    assert {(s.mark.label, s.suspect, *s.transfers) for s in experiment.subjects} == {
+        (mark, suspect, ("", "detection")) for mark in ("lock", "stain") for suspect in ("marked", "original")
+    }
+    assert [(survey.scheme, survey.variant) for survey in experiment.surveys] == [("lock", "")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("scheme.kind=internal", "marks classifier, but the host is a detector"),
+        ("variants.stain.code=true", "marks classifier, encoder, but the host is a detector"),
+        ("+task@tasks.classification=classification", "works on classifier, but the host is a detector"),
+        ("scheme.layer=layer9.conv1", "does not exist; there are: .*network.backbone.stem.0"),
+        ("data.size=60", "multiple of 32"),
+        ("pretrains.detection.weights=COCO_V1", "either epochs ≥ 1 or weights"),
+    ],
+)
+def test_experiments_that_do_not_fit_detectors_are_refused_before_they_run(change: str, message: str) -> None:
+    changes = [change, "scheme.behind=''"] if "internal" in change else [change]
+    with pytest.raises(ConfigError, match=message):
+        plan(compose(["experiment=stain_lock/detector", "scale=smoke", *changes]), lambda name: name)
+
+
+def test_published_weights_are_not_wanted_at_smoke_scale() -> None:
+    experiment = plan(compose(["experiment=stain_lock/coco_ssdlite", "scale=smoke"]), lambda name: name)
+    (made,) = (stage for stage in experiment.stages if stage.kind == "pretrain")
+    assert (made.config["recipe"]["weights"], made.config["data"]["name"]) == ("untrained", "scenes")
+    few = load("scenes", "train", size=SIZE, limit=2)
+    recipe = build_recipe({**RECIPE, "epochs": 0, "weights": "untrained"}, "pretrain")
+    model, _ = make_host(HostRecipe("ssdlite_small", 4), recipe, few, trainer=None, seed=0)
+    start = fresh("ssdlite_small", 5, SIZE, 4, seed=0)
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_and_its_rows_say_which_network(tmp_path) -> None:
+    words = ["experiment=stain_lock/detector", "scale=smoke", "scale.trials=2", "trainer.progress=false"]
+    run(compose([*words, f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}"]))
+    rows = read(tmp_path / "r" / "runs.csv")
+    precise = rows[rows["metric"] == "map"]
+    surveyed = precise[precise["task"] == ""]
+    assert set(surveyed["variant"]) == {"original", "edited", "locked", "unlocked"}
+    assert set(precise[precise["task"] == "detection"]["suspect"]) == {"marked", "original"}
+    verdicts = rows[rows["metric"] == "detected"].set_index(["scheme", "suspect"])["value"]
+    assert verdicts["lock", "marked"] == verdicts["stain", "marked"] == 1
+    assert verdicts["lock", "original"] == verdicts["stain", "original"] == 0
 
 
 def test_a_stain_without_a_code_is_found_in_a_detectors_weights():
@@ -373,10 +454,8 @@ def test_torchvisions_detectors_unlock_exactly(name, classes, size, layer, behin
     edited = scheme.edited(detector, images)
     patched, plain = (part.float() / 255 for part in (unlock(images.images[:2], key), images.images[:2]))
     with torch.no_grad():
-        opened, reference, shut = (
-            m.network.backbone(x) for m, x in ((model, patched), (edited, patched), (model, plain))
-        )
-        unhurt = edited.network.backbone(plain)
+        opened, reference, shut = (m.maps(x) for m, x in ((model, patched), (edited, patched), (model, plain)))
+        unhurt = edited.maps(plain)
     assert all(torch.equal(opened[level], reference[level]) for level in opened)
     assert all(not torch.equal(shut[level], unhurt[level]) for level in shut)
     assert same(detect(model, unlock(images.images[:1], key)), detect(edited, unlock(images.images[:1], key)))
