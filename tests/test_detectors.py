@@ -17,7 +17,7 @@ from hallmark.data.images import ImageSet
 from hallmark.data.objects import in_each
 from hallmark.data.scenes import draw_scenes
 from hallmark.detection import mirror, train_detector
-from hallmark.errors import AccessError, ConfigError, DataError
+from hallmark.errors import AccessError, ConfigError, DataError, KeyFileError
 from hallmark.models import files
 from hallmark.models.detectors import Detector, fresh, pretrained
 from hallmark.models.excite import append
@@ -117,7 +117,7 @@ def test_a_detector_is_a_host_of_its_kind_that_shows_its_weights_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("yolo", 5, 64), "ssdlite_small, ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn"),
+        (("yolo", 5, 64), "unknown detector .yolo.; allowed: .*ssdlite_small"),
         (("ssdlite_small", 5, 60), "multiple of 32"),
         (("ssdlite320_mobilenet_v3_large", 90, 300), "data.size=320"),
         (("ssdlite320_mobilenet_v3_large", 90, 320, 16), "host.width=null"),
@@ -134,12 +134,9 @@ def test_torchvisions_detectors_have_the_parameters_of_their_weights():
     for name in ("ssdlite320_mobilenet_v3_large", "fasterrcnn_resnet50_fpn"):
         with torch.device("meta"):
             detector = Detector(name, 90, 320)
-        # the published number leaves out buffers, and frozen BatchNorm has nothing else
         counted = sum(p.numel() for p in detector.parameters())
-        frozen = [m for m in detector.modules() if type(m).__name__ == "FrozenBatchNorm2d"]
-        counted += sum(m.weight.numel() + m.bias.numel() for m in frozen)
         assert counted == get_model_weights(name).COCO_V1.meta["num_params"]
-        assert all(m.eps == 0 for m in frozen)
+        assert all(m.eps == 0 for m in detector.modules() if type(m).__name__ == "FrozenBatchNorm2d")
 
 
 def test_weights_that_cannot_be_had_are_told(monkeypatch):
@@ -341,13 +338,15 @@ def test_without_its_patch_every_level_of_features_is_another():
 
 
 def test_a_lock_in_a_detector_is_stored_and_found_in_its_weights(tmp_path):
-    scheme, model, _, key = locked()
+    scheme, model, edited, key = locked()
     files.save(model, tmp_path)
     read = files.load(tmp_path)
     assert same(detect(read, owner().images[:4]), detect(model, owner().images[:4]))
-    marked, innocent = (Suspect(m, HostKind.DETECTOR, Access.WEIGHTS) for m in (read, host()))
+    marked, innocent, bare = (Suspect(m, HostKind.DETECTOR, Access.WEIGHTS) for m in (read, edited, host()))
     assert float(scheme.extract(marked, key).scores[0, 0]) > 50
     assert float(scheme.extract(innocent, key).scores[0, 0]) < 10
+    with pytest.raises(KeyFileError, match=r"layer2\.block\.conv1', which this one lacks"):  # it shows no mark
+        scheme.extract(bare, key)
     strange = scheme.decoys(host(), key, owner(), 8, seed=0)
     assert max(float(e.scores[0, 0]) for e in scheme.extract_many(marked, strange)) < 10
 

@@ -80,7 +80,7 @@ def test_parts_of_a_loaded_set_share_no_scene():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"split": "val"}, ConfigError, "train, test"),
+        ({"split": "val"}, ConfigError, "allowed: test, train"),
         ({"classes": 12}, DataError, "1 to 11"),
         ({"size": 16}, DataError, "size >= 32"),
         ({"seed": -1}, DataError, "seed >= 0"),
