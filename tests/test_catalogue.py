@@ -296,6 +296,28 @@ def test_files_of_the_wrong_content_are_refused(tmp_path):
         load("cifar10", "train", root=tmp_path)
 
 
+def test_imagenet_is_cropped_as_torchvision_evaluates(tmp_path):
+    """Of 64 pixels of the short side 56 are seen, as 224 of 256."""
+    folder = tmp_path / "imagenet"
+    torch.save(({"n01": ("tench",), "n02": ("goldfish",)}, []), _made(folder) / "meta.bin")
+    for split in ("train", "val"):
+        for at, wnid in enumerate(("n01", "n02")):
+            pixels = np.full((64, 80, 3), 255, dtype=np.uint8)
+            pixels[4:60, 12:68] = 100 * at
+            Image.fromarray(pixels).save(_made(folder / split / wnid) / "one.JPEG", format="PNG")
+    found = load("imagenet", "test", root=tmp_path, size=56)
+    assert found.labels.tolist() == [0, 1]
+    assert found.classes == 1000
+    assert [int(value) for value in found.images.flatten(1).float().mean(1)] == [0, 100]
+    with pytest.raises(DataError, match="'imagenet' not found"):
+        load("imagenet", "test", root=tmp_path / "elsewhere")
+
+
+def _made(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 if "HALLMARK_DATA" in os.environ:
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "gtsrb", "mnist"])

@@ -69,6 +69,18 @@ def test_a_test_without_rows_is_missing_coverage(finding):
     assert (found.state, found.missing) == ("partly", "no rows of wsr")
 
 
+def test_a_rate_is_compared_with_its_own_bound(finding):
+    """Two metrics that agree in everything else are a pair; those without a partner are none."""
+    rate = replace(BASE, metric="fpr", access="", suspect="original", unit="tau 0.5", variant="block 1", value=0.01)
+    bound = replace(rate, metric="fpr_bound", value=0.02)
+    other = replace(rate, variant="block 2", value=0.03)
+    longest = replace(bound, unit="tau 0.5 longest", value=1.0)
+    check = {"metric": "fpr", "pair": {"metric": ["fpr", "fpr_bound"]}, "all": "<= 0"}
+    found = finding([ALPHA, rate, bound, other, longest], check)
+    assert (found.state, found.figure[:11]) == ("confirmed", "1 of 1 pass")
+    assert finding([ALPHA, rate, replace(bound, value=0.005)], check).state == "not confirmed"
+
+
 def test_pairs_compare_differences_with_an_inclusive_limit(finding):
     marked = replace(BASE, metric="accuracy", access="", value=0.88)
     rows = [marked, replace(marked, suspect="original", scheme="none", value=0.90)]

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from hallmark.errors import ConfigError, StoreError
 from hallmark.models import BACKBONES, Classifier, Encoder, files
 from hallmark.models.encoders import CIFAR_MEAN, CIFAR_STD
+from hallmark.models.torchvision_nets import required_size
 
 WIDTHS = {"resnet_small": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "wrn10": 256, "wrn10_code": 256}
+WIDTHS |= {"resnet20_a": 64, "vgg_small": 256, "vit_small": 96}
 
 
 def small(seed: int = 0, width: int = 4) -> Encoder:
@@ -41,7 +43,7 @@ def parameters(model: nn.Module) -> int:
 def test_every_backbone_makes_features(name: str) -> None:
     encoder = Encoder(name).eval()
     with torch.no_grad():
-        features = encoder(pictures())
+        features = encoder(pictures(size=required_size(name) or 16))
     assert features.shape == (2, WIDTHS[name])
     assert encoder.num_features == WIDTHS[name]
     assert torch.isfinite(features).all()

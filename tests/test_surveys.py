@@ -1,19 +1,23 @@
 """What the owner measures beside utility and verdicts: rates against naive loops, stages and rows, refusals."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from hallmark import cli
-from hallmark.composition import compose
+from hallmark.composition import CONF, compose
 from hallmark.core import Marking, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
 from hallmark.errors import ConfigError
 from hallmark.models import Classifier, Encoder
+from hallmark.report import surveys
+from hallmark.report.claims import judge
+from hallmark.report.expected import load
 from hallmark.report.rows import read
 from hallmark.schemes.stain_lock import FalseFires, Levels, Lock, LockedUse, Search
 from hallmark.schemes.stain_lock.detector import draw_directions
@@ -26,6 +30,7 @@ from hallmark.schemes.stain_lock.trigger import Box, Pipeline, find_triggers
 from hallmark.stages.plan import plan
 
 SIZE = 16
+EXPECTED = CONF.parent / "experiments" / "stain_lock" / "expected.yaml"
 QUICK = Search(steps=10, restarts=1, backgrounds=1)
 
 
@@ -190,7 +195,7 @@ def test_surveys_are_stages_of_their_own() -> None:
 
 def test_surveys_that_make_no_sense_are_refused_while_planning() -> None:
     for words, message in (
-        (["surveys.false_fires.layers={a: layer9.conv1}"], "'layer9.conv1' does not exist; there are: "),
+        (["+surveys.false_fires.layers.a=layer9.conv1"], "'layer9.conv1' does not exist; there are: "),
         (["surveys.false_fires=3"], "surveys.false_fires is 3; give its _target_"),
         (["+surveys.false_fires.variants=[nowhere]"], "surveys.false_fires.variants entry"),
         (["variants={}", "scheme.layer=layer9"], "layer 'layer9' does not exist; there are: "),
@@ -207,32 +212,40 @@ def test_surveys_that_make_no_sense_are_refused_while_planning() -> None:
             plan(config, lambda name: name)
 
 
-def run(tmp_path: Any, name: str, *words: str) -> Any:
-    config = OmegaConf.to_container(OmegaConf.create(config_of(name, "trainer.progress=false", *words)))
-    config |= {"store": str(tmp_path / "store"), "results": str(tmp_path / "results")}  # type: ignore[operator]
-    cli.run(config)  # type: ignore[arg-type]
+def run(tmp_path: Path, name: str, variants: tuple[str, ...]) -> pd.DataFrame:
+    config = config_of(name, "trainer.progress=false", "calibration.decoys=99", "alpha=0.01", "scale.trials=5")
+    config |= {"store": str(tmp_path / "store"), "results": str(tmp_path / "results")}
+    config["variants"] = {label: config["variants"][label] for label in variants}
+    cli.run(config)
     return read(tmp_path / "results" / "runs.csv")
 
 
-def test_the_stain_experiment_runs(tmp_path: Any) -> None:
-    keep = ["calibration.decoys=99", "alpha=0.01", "scale.trials=5"]
-    drop = [f"~variants.{name}" for name in ("stem", "'block 1'", "'block 3'", "'block 4'", "'stem added'")]
-    rows = run(tmp_path, "stain", *keep, *[d.replace("'", "") for d in drop])
+def test_the_stain_experiment_runs(tmp_path: Path) -> None:
+    rows = run(tmp_path, "stain", ("block 2", "block 2 added"))
     fires = rows[(rows["metric"] == "fpr") & (rows["access"] == "")]
     assert set(fires["variant"]) == {"stem", "block 1", "block 2", "block 3", "block 4"}
     assert set(fires["unit"]) == {f"tau {tau}" for tau in (0.2, 0.3, 0.5, 0.7)}
     assert set(fires["suspect"]) == {"original"}
-    marked = rows[(rows["suspect"] == "marked") & (rows["access"] == "weights")]
-    assert (marked[marked["metric"] == "response"]["value"] > 0).all()
-    assert (marked[marked["metric"] == "detected"]["value"] == 1).all()
-    others = rows[rows["suspect"].isin(["original"]) & (rows["metric"] == "detected")]
-    assert (others["value"] == 0).mean() > 0.9
+    weights = rows[(rows["access"] == "weights") & rows["suspect"].isin(["marked", "original"])]
+    found = weights[weights["metric"] == "detected"].set_index(["variant", "suspect"])["value"]
+    assert found.to_dict() == {(v, s): float(s == "marked") for v, s in found.index}
+    assert len(found) == 4
+    responses = weights[(weights["metric"] == "response") & (weights["suspect"] == "marked")]["value"]
+    assert responses.tolist() == pytest.approx([30, 30], rel=1e-3)
+    table = surveys.false_fires(rows, "false_fires").frame
+    assert len(table) == 5 * 4
+    assert (table["rate"] <= table["bound"]).all()
 
 
-def test_the_lock_experiment_runs(tmp_path: Any) -> None:
-    rows = run(tmp_path, "lock", "calibration.decoys=99", "alpha=0.01", "scale.trials=5")
+def test_the_lock_experiment_runs(tmp_path: Path) -> None:
+    rows = run(tmp_path, "lock", ("internal", "excite", "stain"))
     use = rows[rows["metric"].str.endswith("_accuracy")]
     assert set(use["variant"]) == {"internal", "excite"}
     assert len(use) == 2 * 8
     excite = use[use["variant"] == "excite"].set_index(["metric", "unit"])["value"]
     assert excite["unlocked_accuracy", "patch"] == excite["edited_accuracy", "patch"]
+    table = surveys.locked_use(rows, "locked_use").frame.set_index("variant")
+    assert table.loc["excite", "unlocked"] == excite["unlocked_accuracy", "patch"]
+    claims = {claim.id: judge(claim, rows.assign(scale="cpu"), "cpu") for claim in load(EXPECTED).claims}
+    assert claims["sl.locked"].state != "not run"
+    assert claims["sl.fidelity"].state != "not run"

@@ -185,9 +185,7 @@ class ForeignRecipe:
         if self.method != FOREIGN:
             raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
         if not self.weights or self.classes < 2:
-            raise ConfigError(
-                f"foreign weights need a file and at least 2 classes, got {self.weights!r}, {self.classes}"
-            )
+            raise ConfigError(f"a foreign host needs weights and classes ≥ 2, got {self.weights!r}, {self.classes}")
 
     @property
     def file(self) -> str | None:

@@ -8,7 +8,7 @@ Beside title, citation and deviations the file lists the paper's claims, each wi
       tests:
         - metric: accuracy                     # of runs.csv, or `removed`: 1 where an attack removed the mark
           where: {attack: none}                # column: value or list of values
-          pair: {suspect: [marked, original]}  # take the difference of the two, paired by everything else
+          pair: {suspect: [marked, original]}  # the difference of the two, paired by all else; metric: two metrics
           column: value                        # value, ci_low or ci_high
           over: [seed]                         # columns to aggregate over first ...
           aggregate: mean                      # ... by mean, median, min or max

@@ -23,7 +23,7 @@ _USES = {
 
 def false_fires(rows: pd.DataFrame, name: str) -> Table:
     """How often random detectors of a layer fire on natural images, beside what bounds that."""
-    found = rows[(rows["access"] == "") & rows["metric"].isin(("fpr", "fpr_bound"))]
+    found = rows[rows["metric"].isin(("fpr", "fpr_bound")) & rows["unit"].str.startswith("tau ")]
     parts = found["unit"].str.extract(r"^(tau [\d.]+)(.*)$")
     kinds = parts[1].map(_RATES).where(found["metric"] == "fpr_bound", "rate")
     frame = _wide(found.assign(threshold=parts[0], kind=kinds), (*KEYS, "threshold"), ("rate", *_RATES.values()))
