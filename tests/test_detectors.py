@@ -25,6 +25,7 @@ from hallmark.optimisation import Training
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
 from hallmark.report.rows import read
+from hallmark.report.surveys import locked_use
 from hallmark.schemes.stain_lock import Lock, LockedUse, Search, Stain
 from hallmark.schemes.stain_lock.locking import unlock
 from hallmark.stages.judge import kind_of
@@ -414,6 +415,16 @@ def test_the_experiment_runs_and_its_rows_say_which_network(tmp_path) -> None:
     surveyed = precise[precise["task"] == ""]
     assert set(surveyed["variant"]) == {"original", "edited", "locked", "unlocked"}
     assert set(precise[precise["task"] == "detection"]["suspect"]) == {"marked", "original"}
+    (line,) = locked_use(rows, "use").frame.to_dict("records")
+    assert (line["variant"], line["host"]) == ("", "ssdlite_small")
+    assert {use: line[use] for use in ("original", "locked, random patch", "unlocked")} == {
+        use: surveyed.set_index(["variant", "unit"])["value"][variant, unit]
+        for use, variant, unit in (
+            ("original", "original", ""),
+            ("locked, random patch", "locked", "random patch"),
+            ("unlocked", "unlocked", "patch"),
+        )
+    }
     verdicts = rows[rows["metric"] == "detected"].set_index(["scheme", "suspect"])["value"]
     assert verdicts["lock", "marked"] == verdicts["stain", "marked"] == 1
     assert verdicts["lock", "original"] == verdicts["stain", "original"] == 0
