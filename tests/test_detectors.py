@@ -406,7 +406,6 @@ def test_published_weights_are_not_wanted_at_smoke_scale() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
-@pytest.mark.slow
 def test_the_experiment_runs_and_its_rows_say_which_network(tmp_path) -> None:
     words = ["experiment=stain_lock/detector", "scale=smoke", "scale.trials=2", "trainer.progress=false"]
     run(compose([*words, f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}"]))
@@ -446,19 +445,18 @@ def test_what_needs_an_answer_of_one_vector_does_not_mark_detectors():
     assert HostKind.DETECTOR not in Stain(layer="layer3.conv1").hosts
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "classes", "size", "layer", "behind"),
+    ("name", "size", "layer", "behind"),
     [
-        ("ssdlite320_mobilenet_v3_large", 90, 320, "backbone.features.0.8.block.0.0", "backbone.features.0.8"),
-        ("fasterrcnn_resnet50_fpn", 90, 128, "body.layer1.0.conv2", "body.layer1.0"),
+        ("ssdlite320_mobilenet_v3_large", 320, "backbone.features.0.3.block.0.0", "backbone.features.0.3"),
+        ("fasterrcnn_resnet50_fpn", 128, "body.layer1.0.conv2", "body.layer1.0"),
     ],
 )
-def test_torchvisions_detectors_unlock_exactly(name, classes, size, layer, behind):
+def test_torchvisions_detectors_unlock_exactly(name, size, layer, behind):
     """Algebra on untrained weights: nothing is said about what a lock costs them."""
-    detector = fresh(name, classes, size, None, seed=0).eval()
-    images = ImageSet("scenes", draw_scenes(4, size=size)[0], torch.full((4,), -1), classes)
-    scheme = locks(layer=layer, behind=behind, draws=2, tolerance=0.999, natural=4, queries=1)
+    detector = fresh(name, 90, size, None, seed=0).eval()
+    images = ImageSet("scenes", draw_scenes(4, size=size)[0], torch.full((4,), -1), 90)
+    scheme = locks(layer=layer, behind=behind, draws=4, tolerance=0.999, natural=4, queries=1)
     key = scheme.keygen(detector, images, generator=generator(0, "key"))
     model, key = scheme.embed(detector, key, images, trainer=None, generator=generator(0, "embed"))
     edited = scheme.edited(detector, images)

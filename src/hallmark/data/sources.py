@@ -139,7 +139,7 @@ _GENERATED = (
 _STANDINS = tuple(
     Source(f"{STANDIN}{real.name}", real.classes, 0, description=f"Drawn shapes in as many classes as {real.name}")
     for real in _FROM_FILES
-    if real.name != "cifar100_test8k"
+    if real.name != "cifar100_test8k" and not real.name.startswith("coco")  # scenes stand for COCO
 )
 _BY_NAME = {source.name: source for source in (*_FROM_FILES, *_GENERATED, *_STANDINS)}
 

@@ -15,7 +15,7 @@ from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.detectors import Detector
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, ForeignRecipe, HostRecipe, build_recipe
+from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, build_recipe
 from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
@@ -75,8 +75,9 @@ class _Planner:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
         found = {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
         if self.config["scale"]["standin"]:  # like the data, weights are none that anybody has to have
-            foreign = {name: recipe for name, recipe in found.items() if getattr(recipe, "weights", "")}
-            found |= {name: replace(recipe, weights=UNTRAINED) for name, recipe in foreign.items()}
+            for name, recipe in found.items():
+                if isinstance(recipe, ForeignRecipe | DetectionRecipe) and recipe.weights:
+                    found[name] = replace(recipe, weights=UNTRAINED)
         return found
 
     @cached_property
