@@ -41,6 +41,7 @@ GIVEN = {
     (HostKind.CLASSIFIER, Access.LABELS): {Access.LABELS},
     (HostKind.IMAGE_TO_IMAGE, Access.WEIGHTS): {Access.WEIGHTS, Access.IMAGES},
     (HostKind.IMAGE_TO_IMAGE, Access.IMAGES): {Access.IMAGES},
+    (HostKind.DETECTOR, Access.WEIGHTS): {Access.WEIGHTS},
 }
 """What each kind of suspect gives at each level that it can be looked at, spelled out."""
 

@@ -197,9 +197,9 @@ def test_entries_of_other_sets_stay(tmp_path):
 
 
 def test_generated_sets_have_fingerprints_of_their_own():
-    names = [name for name in NAMES if name in ("digits", "procedural") or name.startswith("standin-")]
+    names = [name for name in NAMES if name in ("digits", "procedural", "scenes") or name.startswith("standin-")]
     digests = {fingerprint(name) for name in names}
-    assert len(digests) == len(names) == 9
+    assert len(digests) == len(names) == 10
     assert all(len(digest) == 64 for digest in digests)
 
 

@@ -12,6 +12,8 @@ class HostKind(StrEnum):
     """Images ``(B, 3, H, W)`` to logits ``(B, C)``."""
     IMAGE_TO_IMAGE = "image_to_image"
     """Images ``(B, 3, H, W)`` to images ``(B, 3, H, W)``."""
+    DETECTOR = "detector"
+    """Images ``(B, 3, H, W)`` to boxes with labels and scores."""
 
 
 class Access(StrEnum):
@@ -43,5 +45,6 @@ LEVELS = {
     HostKind.ENCODER: frozenset({Access.WEIGHTS, Access.FEATURES}),
     HostKind.CLASSIFIER: frozenset({Access.WEIGHTS, Access.FEATURES, Access.LOGITS, Access.LABELS}),
     HostKind.IMAGE_TO_IMAGE: frozenset({Access.WEIGHTS, Access.IMAGES}),
+    HostKind.DETECTOR: frozenset({Access.WEIGHTS}),
 }
 """The levels at which a host of each kind can be looked at."""

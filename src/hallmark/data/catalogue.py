@@ -73,6 +73,7 @@ def load(
         stored = StoredImages(opened.read, keep, size, workers)
         resident = _fits(name, opened, stored, resident_bytes)
         images = stored[:] if resident else stored
+        objects = None if opened.objects is None else opened.objects(keep, size)
     return ImageSet(
         name=source.name,
         images=images,  # type: ignore[arg-type]  # stored images act as a tensor
@@ -80,6 +81,7 @@ def load(
         classes=source.classes,
         groups=None if opened.groups is None else opened.groups[keep],
         indices=keep,
+        objects=objects,
     )
 
 
@@ -87,6 +89,7 @@ def _balanced(labels: Tensor, limit: int, seed: int) -> Tensor:
     """Return the sorted indices of at most ``limit`` samples, drawn as evenly over the classes as can be."""
     chance = generator(seed, "limit")
     shuffled = torch.randperm(len(labels), generator=chance)
+    labels = labels - labels.min().clamp(max=0)  # images without a label are one more class
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     counts = labels.bincount()
     turns = torch.randperm(len(counts), generator=chance)

@@ -8,13 +8,14 @@ A class is a shape, a texture and a hue.  Position, size, rotation, shades, back
 Another seed joins shapes, textures and hues otherwise and has another kind of background: it is another task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hallmark.data.drawing import PATTERNS, SHAPES, TEXTURES, box, coverage, dispatch, place, rgb
 from hallmark.data.sources import SPLITS
 from hallmark.errors import ConfigError, DataError, allowed
 
@@ -93,176 +94,43 @@ def _draw(task: "_Task", labels: Tensor, uniforms: Tensor, noise: Tensor) -> Ten
     x, y = axis.expand(len(labels), size, size), axis.view(-1, 1).expand(len(labels), size, size)
 
     # The background: two shades of any hue, mixed by the task's pattern.
-    u, v = _place(x, y, chance(-1, 1), chance(-1, 1), chance(0, 2 * torch.pi), chance(0.6, 1.2))
-    weight = _PATTERNS[task.background](u, v).unsqueeze(1)
+    u, v = place(x, y, chance(-1, 1), chance(-1, 1), chance(0, 2 * torch.pi), chance(0.6, 1.2))
+    weight = PATTERNS[task.background](u, v).unsqueeze(1)
     hue, saturation, value = chance(0, 1), chance(0.0, 0.6), chance(0.25, 0.85)
-    dark = _rgb(hue, saturation, value - 0.2)
-    image = dark + weight * (_rgb(hue + chance(-0.15, 0.15), saturation, value + 0.15) - dark)
+    dark = rgb(hue, saturation, value - 0.2)
+    image = dark + weight * (rgb(hue + chance(-0.15, 0.15), saturation, value + 0.15) - dark)
 
     # A distractor that says nothing about the class.
     scale = chance(0.15, 0.3)
-    u, v = _place(x, y, chance(-1, 1), chance(-1, 1), chance(0, 2 * torch.pi), scale)
-    cover = _coverage(_box(u, v, 1.0, 0.4), scale.float() * size / 2)
-    image += cover.unsqueeze(1) * (_rgb(chance(0, 1), chance(0.2, 1), chance(0.3, 1)) - image)
+    u, v = place(x, y, chance(-1, 1), chance(-1, 1), chance(0, 2 * torch.pi), scale)
+    cover = coverage(box(u, v, 1.0, 0.4), scale.float() * size / 2)
+    image += cover.unsqueeze(1) * (rgb(chance(0, 1), chance(0.2, 1), chance(0.3, 1)) - image)
 
     # The shape.
     scale = chance(0.38, 0.65)
-    u, v = _place(x, y, chance(-0.4, 0.4), chance(-0.4, 0.4), chance(0, 2 * torch.pi), scale)
-    cover = _coverage(_dispatch(_SHAPES, task.shapes[labels % len(task.shapes)], u, v), scale.float() * size / 2)
+    u, v = place(x, y, chance(-0.4, 0.4), chance(-0.4, 0.4), chance(0, 2 * torch.pi), scale)
+    cover = coverage(dispatch(SHAPES, task.shapes[labels % len(task.shapes)], u, v), scale.float() * size / 2)
     frequency = chance(1.2, 1.7)
-    weight = _dispatch(
-        _TEXTURES,
+    weight = dispatch(
+        TEXTURES,
         task.textures[labels % len(task.textures)],
         u * frequency.float() + chance(0, 1).float(),
         v * frequency.float() + chance(0, 1).float(),
     ).unsqueeze(1)
     hue = (task.hues[labels % len(task.hues)].view(-1, 1, 1) + chance(-1, 1)) / _HUES
     saturation, value = chance(0.45, 1), chance(0.65, 1)
-    light = _rgb(hue, saturation, value)
-    fill = light + weight * (_rgb(hue, saturation, value * chance(0.25, 0.5)) - light)
+    light = rgb(hue, saturation, value)
+    fill = light + weight * (rgb(hue, saturation, value * chance(0.25, 0.5)) - light)
     image += cover.unsqueeze(1) * (fill - image)
 
     image = (image + chance(0.02, 0.15).float().unsqueeze(1) * noise).clamp_(0, 1)
     return (255 * image).round_().to(torch.uint8)
 
 
-def _place(x: Tensor, y: Tensor, left: Tensor, top: Tensor, angle: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pixel coordinates ``(B, H, W)`` as seen from a unit frame that lies there, turned and scaled."""
-    # Rounding to float32 removes what libraries' sines differ in.
-    cos, sin = (angle.cos() / scale).float(), (angle.sin() / scale).float()
-    x, y = x - left.float(), y - top.float()
-    return x * cos + y * sin, y * cos - x * sin
-
-
-def _coverage(distance: Tensor, pixels_per_unit: Tensor) -> Tensor:
-    """Return how much of each pixel lies inside, 0 to 1, from the signed distance to the edge."""
-    return (0.5 - distance * pixels_per_unit).clamp_(0, 1)
-
-
-def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Return HSV colours (hue in turns) of shape ``(B, 1, 1)`` as RGB, float32 ``(B, 3, 1, 1)``."""
-    channels = []
-    for offset in (5, 3, 1):
-        k = (offset + 6 * hue) % 6
-        channels.append(value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=1).float()
-
-
-def _dispatch(functions: Sequence[Callable[[Tensor, Tensor], Tensor]], which: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Return ``functions[which[b]](u[b], v[b])`` for every b."""
-    out = torch.empty_like(u)
-    for i in which.unique().tolist():
-        at = (which == i).nonzero().squeeze(1)
-        out[at] = functions[i](u[at], v[at])
-    return out
-
-
-# Signed distances to the edge of shapes of about unit radius: negative inside.
-
-
-def _length(u: Tensor, v: Tensor) -> Tensor:
-    return (u * u + v * v).sqrt()
-
-
-def _box(u: Tensor, v: Tensor, width: float, height: float) -> Tensor:
-    return torch.maximum(u.abs() - width, v.abs() - height)
-
-
-def _disc(u: Tensor, v: Tensor) -> Tensor:
-    return _length(u, v) - 0.85
-
-
-def _ring(u: Tensor, v: Tensor) -> Tensor:
-    return (_length(u, v) - 0.7).abs() - 0.22
-
-
-def _square(u: Tensor, v: Tensor) -> Tensor:
-    return _box(u, v, 0.75, 0.75)
-
-
-def _frame(u: Tensor, v: Tensor) -> Tensor:
-    return (_box(u, v, 0.65, 0.65)).abs() - 0.17
-
-
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    return torch.maximum(v, (3**0.5 * u.abs() - v) / 2) - 0.5
-
-
-def _star(u: Tensor, v: Tensor) -> Tensor:
-    # Mirrored into the tenth from a tip at (0, 1) to the notch beside it, the edge is one straight line.
-    sin, cos = 0.5877852523, 0.8090169944  # of 36 degrees
-    u = u.abs()
-    for side in (1, -1):
-        beyond = 2 * (side * cos * u - sin * v).clamp(min=0)
-        u, v = u - side * cos * beyond, v + sin * beyond
-    u = u.abs()
-    notch_u, notch_v = 0.45 * sin, 0.45 * cos
-    length = (notch_u**2 + (1 - notch_v) ** 2) ** 0.5
-    return ((1 - notch_v) * u + notch_u * (v - 1)) / length
-
-
-def _plus(u: Tensor, v: Tensor) -> Tensor:
-    return torch.minimum(_box(u, v, 0.95, 0.28), _box(u, v, 0.28, 0.95))
-
-
-def _bar(u: Tensor, v: Tensor) -> Tensor:
-    return _box(u, v, 1.0, 0.3)
-
-
-def _crescent(u: Tensor, v: Tensor) -> Tensor:
-    return torch.maximum(_length(u, v) - 0.95, 0.8 - _length(u - 0.45, v))
-
-
-def _half_disc(u: Tensor, v: Tensor) -> Tensor:
-    return torch.maximum(_length(u, v + 0.4) - 0.95, -v - 0.4)
-
-
-def _pair(u: Tensor, v: Tensor) -> Tensor:
-    return _length(u.abs() - 0.55, v) - 0.4
-
-
-# Patterns with a period of 1 in both directions, 0 to 1.
-
-
-def _triangle_wave(t: Tensor) -> Tensor:
-    return 2 * (t - t.floor() - 0.5).abs()
-
-
-def _solid(u: Tensor, v: Tensor) -> Tensor:
-    return torch.zeros_like(u)
-
-
-def _stripes(u: Tensor, v: Tensor) -> Tensor:
-    return (2 * _triangle_wave(u) - 0.5).clamp_(0, 1)
-
-
-def _checks(u: Tensor, v: Tensor) -> Tensor:
-    return (4 * (_triangle_wave(u) - 0.5) * (_triangle_wave(v) - 0.5) * 4 + 0.5).clamp_(0, 1)
-
-
-def _spots(u: Tensor, v: Tensor) -> Tensor:
-    return (2 - 4 * _length(u - u.floor() - 0.5, v - v.floor() - 0.5)).clamp_(0, 1)
-
-
-def _arcs(u: Tensor, v: Tensor) -> Tensor:
-    return _stripes(_length(u, v), v)
-
-
-def _ramp(u: Tensor, v: Tensor) -> Tensor:
-    return (0.5 + 0.5 * u).clamp(0, 1)
-
-
-def _glow(u: Tensor, v: Tensor) -> Tensor:
-    return 1 / (1 + 3 * (u * u + v * v))
-
-
-_SHAPES = (_disc, _ring, _square, _frame, _triangle, _star, _plus, _bar, _crescent, _half_disc, _pair)
-_TEXTURES = (_solid, _stripes, _checks, _spots, _arcs)
-_PATTERNS = (_ramp, _glow, _stripes, _checks)
 # No two of 11 shapes, 5 textures and 6 hues have a common divisor, so (k mod 11, k mod 5, k mod 6) is another one for
 # every class k below their product.
 _HUES = 6
-_MAX_CLASSES = len(_SHAPES) * len(_TEXTURES) * _HUES
+_MAX_CLASSES = len(SHAPES) * len(TEXTURES) * _HUES
 
 
 @dataclass(frozen=True)
@@ -285,10 +153,10 @@ class _Task:
     def of(cls, seed: int) -> "_Task":
         # A stream beside those of the splits.
         raw = np.random.Philox(key=seed, counter=[0, 0, 0, len(SPLITS)]).random_raw(32)
-        shapes, textures, hues, rest = np.split(raw, np.cumsum([len(_SHAPES), len(_TEXTURES), _HUES]))
+        shapes, textures, hues, rest = np.split(raw, np.cumsum([len(SHAPES), len(TEXTURES), _HUES]))
         return cls(
             shapes=torch.from_numpy(shapes.argsort()),
             textures=torch.from_numpy(textures.argsort()),
             hues=torch.from_numpy(hues.argsort()),
-            background=int(rest[0]) % len(_PATTERNS),
+            background=int(rest[0]) % len(PATTERNS),
         )

@@ -5,44 +5,28 @@ torchvision knows the file formats; a reader here is the few lines that bring on
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import find_classes
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from hallmark.core.random import derive_seed
-from hallmark.data.images import resize
+from hallmark.data.coco import open_coco
+from hallmark.data.images import decode, resize
+from hallmark.data.opened import Opened
 from hallmark.data.procedural import procedural_images, procedural_labels
+from hallmark.data.scenes import draw_scenes, scene_labels
 from hallmark.data.sources import IMAGE_FOLDER, STANDIN, Source, require_root
 from hallmark.errors import DataError
 
 _EVALUATED = 224 / 256
 """Share of the short side that torchvision shows networks of ImageNet: 224 of 256 pixels."""
 _DRAWN = {"train": 20_000, "test": 4_000}
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A split whose images are not read yet.
-
-    Args:
-        labels: int64 ``(N,)``.
-        read: From indices, int64 ``(n,)``, and a size to uint8 ``(n, 1 or 3, size, size)``.
-        groups: int64 ``(N,)`` or None.
-        files: Whether ``read`` reads files of their own, and not from what opening has brought to memory.
-    """
-
-    labels: Tensor
-    read: Callable[[Tensor, int], Tensor]
-    groups: Tensor | None = None
-    files: bool = False
 
 
 def open_split(source: Source, split: str, root: Path | None, download: bool) -> Opened:
@@ -58,6 +42,8 @@ def open_split(source: Source, split: str, root: Path | None, download: bool) ->
         return _drawn(source.classes, derive_seed(0, source.name), split)  # another name is another task
     if source.name == "procedural":
         return _drawn(source.classes, 0, split)
+    if source.name == "scenes":
+        return _scenes(source.classes, split)
     if source.name == "digits":
         return _digits(split)
     folder = require_root(source.name, root)
@@ -71,6 +57,14 @@ def _drawn(classes: int, seed: int, split: str) -> Opened:
         return procedural_images(indices, classes=classes, size=size, seed=seed, split=split)[0]
 
     return Opened(procedural_labels(torch.arange(_DRAWN[split]), classes), read)
+
+
+def _scenes(classes: int, split: str) -> Opened:
+    def draw(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return draw_scenes(indices, classes=classes, size=size, split=split)
+
+    labels = scene_labels(torch.arange(_DRAWN[split]), classes)
+    return Opened(labels, lambda at, size: draw(at, size)[0], objects=lambda at, size: draw(at, size)[1])
 
 
 def _digits(split: str) -> Opened:
@@ -146,6 +140,8 @@ _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
     "cifar10": partial(_cifar, datasets.CIFAR10),
     "cifar100": partial(_cifar, datasets.CIFAR100),
     "cifar100_test8k": _cifar100_test8k,
+    "coco": partial(open_coco, padded=False),
+    "coco_padded": partial(open_coco, padded=True),
     "gtsrb": _gtsrb,
     "imagenet": _imagenet,
     "mnist": _mnist,
@@ -191,18 +187,3 @@ class ImageFiles:
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
             list(pool.map(fill, range(len(indices))))
         return images
-
-
-def decode(path: str | Path, crop: float = 0.0) -> Tensor:
-    """Return the image in a file as RGB, uint8 ``(3, H, W)``."""
-    try:
-        with Image.open(path) as file:
-            pixels = torch.from_numpy(np.array(file.convert("RGB")))
-    except (OSError, SyntaxError, ValueError) as error:  # all that Pillow raises on a damaged file
-        raise DataError(f"image {str(path)!r} cannot be read: {error}") from error
-    if crop:
-        height, width, _ = pixels.shape
-        side = round(crop * min(height, width))
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    return pixels.permute(2, 0, 1)

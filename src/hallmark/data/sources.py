@@ -68,6 +68,23 @@ _FROM_FILES = (
         files=("cifar100_test.npz",),
         description="CIFAR-100's 10,000 test images only: the first 8,000 train, the last 2,000 test",
     ),
+    *(
+        Source(
+            name=name,
+            classes=90,
+            size=0,
+            files=tuple(
+                f"coco/{part}"
+                for split in ("train2017", "val2017")
+                for part in (f"{split}/*.jpg", f"annotations/instances_{split}.json")
+            ),
+            description=f"COCO 2017 with boxes, {how}; the test images are val2017",
+        )
+        for name, how in (
+            ("coco", "stretched to squares as SSDLite wants them"),
+            ("coco_padded", "scaled as they are and padded below and to the right"),
+        )
+    ),
     Source(
         name="gtsrb",
         classes=43,
@@ -117,11 +134,12 @@ _FROM_FILES = (
 _GENERATED = (
     Source("digits", 10, 8, channels=1, description="scikit-learn's 1,797 handwritten digits, split 80/20"),
     Source("procedural", 10, 0, description="Drawn shapes: 20,000 training and 4,000 test images"),
+    Source("scenes", 5, 0, description="Drawn scenes of one to four shapes, with boxes: as many images"),
 )
 _STANDINS = tuple(
     Source(f"{STANDIN}{real.name}", real.classes, 0, description=f"Drawn shapes in as many classes as {real.name}")
     for real in _FROM_FILES
-    if real.name != "cifar100_test8k"
+    if real.name != "cifar100_test8k" and not real.name.startswith("coco")  # scenes stand for COCO
 )
 _BY_NAME = {source.name: source for source in (*_FROM_FILES, *_GENERATED, *_STANDINS)}
 

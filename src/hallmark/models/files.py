@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hallmark.errors import ConfigError, StoreError, allowed
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import ObjectDetector
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage, from_spec
 from hallmark.models.wrapping import Wrapper, bare, is_wrapped, rewrap
@@ -31,6 +32,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {"kind": "classifier", **model.spec}
     if isinstance(model, ImageToImage | Barriered):
         return {"kind": "image_to_image", **model.spec}
+    if isinstance(model, ObjectDetector):
+        return {"kind": "detector", **model.spec}
     raise ConfigError(f"cannot describe a {type(model).__name__}; allowed: {', '.join(_KINDS)}")
 
 
@@ -48,6 +51,8 @@ def build(description: dict[str, Any]) -> nn.Module:
         return Classifier(encoder, fields["classes"], fields["hidden"])  # type: ignore[arg-type]
     if kind == "image_to_image":
         return from_spec(fields)
+    if kind == "detector":
+        return ObjectDetector(**fields)
     raise ConfigError(allowed(kind, sorted(set(_KINDS.values())), "model kind"))
 
 
@@ -56,6 +61,7 @@ _KINDS = {
     "Classifier": "classifier",
     "ImageToImage": "image_to_image",
     "Barriered": "image_to_image",
+    "ObjectDetector": "detector",
 }
 
 

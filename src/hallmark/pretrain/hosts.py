@@ -8,12 +8,15 @@ from torch import nn
 
 from hallmark.core.random import derive_seed
 from hallmark.core.scheme import Images
+from hallmark.data.images import ImageSet
+from hallmark.detection import train_detector
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import ObjectDetector, fresh, pretrained
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.distributed import synchronise_batch_norm
 from hallmark.pretrain.foreign import adopt_foreign
 from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import AnyRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
 from hallmark.pretrain.train import pretrain
 from hallmark.supervised import train_classifier
 from hallmark.training import LightningTrainer
@@ -22,7 +25,7 @@ from hallmark.training import LightningTrainer
 def make_host(
     host: HostRecipe,
     recipe: AnyRecipe,
-    owner: Images,
+    owner: ImageSet,
     *,
     trainer: LightningTrainer,
     seed: int,
@@ -45,6 +48,8 @@ def make_host(
         return adopt_foreign(host, recipe, root=root, seed=seed), {}
     if isinstance(recipe, SupervisedRecipe):
         return train_supervised(host, recipe, owner, trainer=trainer, seed=seed), {}
+    if isinstance(recipe, DetectionRecipe):
+        return make_detector(host, recipe, owner, trainer=trainer, seed=seed), {}
     monitor = OnlineEvaluation(owner)
     encoder = pretrain(host, recipe, owner.images, trainer=trainer, seed=seed, callbacks=[monitor])
     return encoder, {"knn_accuracy": monitor.measure(encoder)}
@@ -71,6 +76,24 @@ def train_supervised(
     )
     classifier.load_state_dict(training.state_dict())  # without what synchronises BatchNorm over ranks
     return classifier.eval()
+
+
+def make_detector(
+    host: HostRecipe, recipe: DetectionRecipe, owner: ImageSet, *, trainer: LightningTrainer, seed: int
+) -> ObjectDetector:
+    """A detector with published weights, or one trained from fresh weights; equal seeds give equal detectors."""
+    size = owner.images.shape[-1]
+    if recipe.weights == UNTRAINED:
+        return fresh(host.backbone, owner.classes, size, host.width, seed=seed).eval()
+    if recipe.weights:
+        return pretrained(host.backbone, recipe.weights, owner.classes, size)
+    detector, training = (fresh(host.backbone, owner.classes, size, host.width, seed=seed) for _ in range(2))
+    if trainer.settings.devices > 1:
+        synchronise_batch_norm(training, trainer.settings.accelerator)
+    fields = {"epochs": recipe.epochs, "batch": recipe.batch, "training": recipe.training}
+    train_detector(training, owner, **fields, trainer=trainer, seed=seed)  # type: ignore[arg-type]
+    detector.load_state_dict(training.state_dict())  # without what synchronises BatchNorm over ranks
+    return detector.eval()
 
 
 def fresh_classifier(host: HostRecipe, classes: int, *, seed: int) -> Classifier:

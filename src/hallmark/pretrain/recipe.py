@@ -16,8 +16,8 @@ CONTRASTIVE = {
     "byol": frozenset({"momentum", "hidden", "projection"}),
 }
 """Contrastive methods with the options that each needs."""
-SUPERVISED, FOREIGN = "supervised", "foreign"
-METHODS = (*CONTRASTIVE, SUPERVISED, FOREIGN)
+SUPERVISED, FOREIGN, DETECTION = "supervised", "foreign", "detection"
+METHODS = (*CONTRASTIVE, SUPERVISED, FOREIGN, DETECTION)
 CROP_AND_FLIP = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), jitter=0.0, grey=0.0)
 """What stands for pad-and-crop with flips, the usual augmentation of CIFAR classifiers."""
 OPTIMISERS = ("adamw", "sgd", "lars")
@@ -126,6 +126,37 @@ class SupervisedRecipe:
 
 
 @dataclass(frozen=True)
+class DetectionRecipe:
+    """Training an object detector with boxes, or taking one that torchvision has weights of.
+
+    Args:
+        epochs: Passes over the owner's images; 0 with ``weights``, and only then.
+        batch: Effective batch over all devices.
+        training: Optimiser and schedule.
+        weights: Name of torchvision's weights for the host, such as ``COCO_V1``; or ``untrained``, which stands for any
+            of them where no file is wanted; empty to train.
+        method: ``detection``.
+    """
+
+    epochs: int
+    batch: int
+    training: Training = field(default_factory=Training)
+    weights: str = ""
+    method: str = DETECTION
+    host_kind: ClassVar[HostKind] = HostKind.DETECTOR
+    passes: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if self.method != DETECTION:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+        if self.epochs < 0 or self.batch < 1 or bool(self.weights) == bool(self.epochs):
+            raise ConfigError(
+                "detection needs batch ≥ 1 and either epochs ≥ 1 or weights with epochs=0, got "
+                f"batch={self.batch}, epochs={self.epochs} and weights={self.weights!r}"
+            )
+
+
+@dataclass(frozen=True)
 class ForeignRecipe:
     """Taking a classifier that somebody else trained, as it is.
 
@@ -167,7 +198,7 @@ class ForeignRecipe:
         return self.weights.removeprefix(PREFIX) if self.weights.startswith(PREFIX) else None
 
 
-AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe
+AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe | DetectionRecipe
 
 
 def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
@@ -180,4 +211,6 @@ def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
         return build(SupervisedRecipe, config, where)
     if config.get("method") == FOREIGN:
         return build(ForeignRecipe, config, where)
+    if config.get("method") == DETECTION:
+        return build(DetectionRecipe, config, where)
     return build(Recipe, config, where)

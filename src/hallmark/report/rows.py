@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SUSPECTS = ("marked", "original", "innocent", "wrong_key", "attacked_innocent")
 ACCESS = ("weights", "weights_aligned", "features", "logits", "labels", "images")
 TASKS = ("linear_probe", "mlp_probe", "finetune", "knn", "classification", "restoration", "detection")
-PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "foreign")
+PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "foreign", "detection")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),

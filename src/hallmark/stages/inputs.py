@@ -10,8 +10,9 @@ Config = Mapping[str, Any]
 
 def source_name(config: Config, name: str) -> str:
     """The data set that stands for ``name`` at this scale."""
-    generated = name in ("procedural", "digits")
-    return f"standin-{name}" if config["scale"]["standin"] and not generated else name
+    if not config["scale"]["standin"] or name in ("procedural", "scenes", "digits"):
+        return name
+    return "scenes" if name.startswith("coco") else f"standin-{name}"
 
 
 def host_data(config: Config, part: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hallmark.core.access import LEVELS
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, KeyFileError
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import ObjectDetector
 from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
@@ -118,6 +119,8 @@ def kind_of(model: nn.Module) -> HostKind:
     model = bare(model)
     if isinstance(model, ImageToImage | Barriered):
         return HostKind.IMAGE_TO_IMAGE
+    if isinstance(model, ObjectDetector):
+        return HostKind.DETECTOR
     return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
 
 

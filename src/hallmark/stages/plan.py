@@ -13,8 +13,9 @@ from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Survey, Ta
 from hallmark.data.fingerprint import FILE
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
+from hallmark.models.detectors import ObjectDetector
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, ForeignRecipe, HostRecipe, build_recipe
+from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, build_recipe
 from hallmark.stages.beside import Models
 from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
@@ -77,8 +78,9 @@ class _Planner:
             raise ConfigError("the experiment names no pretraining; add e.g. /pretrain@pretrains.simclr: simclr")
         found = {name: build_recipe(recipe, f"pretrains.{name}") for name, recipe in self.config["pretrains"].items()}
         if self.config["scale"]["standin"]:  # like the data, weights are none that anybody has to have
-            foreign = {name: recipe for name, recipe in found.items() if isinstance(recipe, ForeignRecipe)}
-            found |= {name: replace(recipe, weights=UNTRAINED) for name, recipe in foreign.items()}
+            for name, recipe in found.items():
+                if isinstance(recipe, ForeignRecipe | DetectionRecipe) and recipe.weights:
+                    found[name] = replace(recipe, weights=UNTRAINED)
         return found
 
     @cached_property
@@ -94,6 +96,8 @@ class _Planner:
         """An untrained host whose weights take no memory."""
         host = build(HostRecipe, self.config["host"], "host")
         with torch.device("meta"):
+            if self.kind is HostKind.DETECTOR:
+                return ObjectDetector(host.backbone, 2, self.config["data"]["size"], host.width)
             encoder = Encoder(host.backbone, host.width)
             return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
 

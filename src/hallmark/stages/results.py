@@ -64,7 +64,7 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
     for (downstream, task), stage in subject.transfers.items():
         content = result(stage)
         for figure in content["measurements"]:
-            interval = stats.wilson(figure["count"], figure["n"]) if figure["n"] else None
+            interval = stats.wilson(figure["count"], figure["n"]) if figure["count"] is not None else None
             yield Row(
                 **common, **_origin(stage, content), **carried, downstream=downstream, task=task,
                 metric=figure["metric"], value=figure["value"], count=figure["count"], n=figure["n"],

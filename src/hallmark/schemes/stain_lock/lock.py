@@ -76,7 +76,6 @@ class Lock(Scheme):
     search: Search = field(default_factory=Search)
 
     name: ClassVar[str] = "lock"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER})
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -100,6 +99,11 @@ class Lock(Scheme):
             raise ConfigError(
                 "scheme needs share in (0, 1), tolerance in [0, 1), strength above 0 and shut of at least 0"
             )
+
+    @property
+    def hosts(self) -> frozenset[HostKind]:  # type: ignore[override]
+        """Classifiers; gates in the backbone, which need no logits, lock detectors too."""
+        return frozenset({HostKind.CLASSIFIER, *({HostKind.DETECTOR} if self.kind == "excite" else ())})
 
     @property
     def access(self) -> frozenset[Access]:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""What a lock leaves of a classifier's use: without its patch, with a wrong one, and with the right one."""
+"""What a lock leaves of a network's use: without its patch, with a wrong one, and with the right one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,19 +8,24 @@ from torch import Tensor, nn
 
 from hallmark.core import Access, HostKind, Marking, Reading, Survey, Suspect
 from hallmark.core.scheme import Images
+from hallmark.data.objects import in_each
 from hallmark.errors import ConfigError
+from hallmark.models.detectors import ObjectDetector
 from hallmark.schemes.stain_lock.lock import Lock
 from hallmark.schemes.stain_lock.locking import unlock
 from hallmark.schemes.stain_lock.trigger import Box
+from hallmark.tasks.detection import detect, mean_average_precision, require_objects
 from hallmark.tasks.probe import accuracy
 
 
 @dataclass(frozen=True)
 class LockedUse(Survey):
-    """Accuracies of original, edited and locked network on test images with and without patches.
+    """How well original, edited and locked network do on test images with and without patches.
 
-    The unit says what was done to the images: ``""``, ``patch``, ``random patch`` (a fresh one for each image) or
-    ``shifted patch``.  Networks answer in float32: an internal lock adds and cancels large numbers.
+    Of a classifier that is its accuracy, as ``locked_accuracy`` and so on; of a detector its ``map``, and the variant
+    says which network it is.  The unit says what was done to the images: ``""``, ``patch``, ``random patch`` (a fresh
+    one for each image) or ``shifted patch``.  Networks answer in float32: an internal lock adds and cancels large
+    numbers.
 
     Args:
         shift: Pixels by which a shifted patch lies further down and right.
@@ -29,7 +34,7 @@ class LockedUse(Survey):
     shift: int = 4
 
     name: ClassVar[str] = "locked_use"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER})
+    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.DETECTOR})
     schemes: ClassVar[frozenset[str]] = frozenset({"lock"})
     marks: ClassVar[bool] = True
 
@@ -40,7 +45,7 @@ class LockedUse(Survey):
     def look(
         self, host: nn.Module, marking: Marking | None, owner: Images, test: Images, *, generator: torch.Generator
     ) -> list[Reading]:
-        """Accuracies, all on the same test images."""
+        """Figures, all on the same test images."""
         if marking is None or not isinstance(marking.scheme, Lock):
             raise TypeError("the use of a lock is that of a network locked by the scheme lock")
         edited, key = marking.scheme.edited(host, owner), marking.key
@@ -53,16 +58,17 @@ class LockedUse(Survey):
             guessed = box.paste(guessed, noise)
             moved = shifted(box, self.shift, plain.shape[-1]).paste(moved, patch[None])
         seen = [
-            ("original_accuracy", host, "", plain),
-            ("original_accuracy", host, "patch", patched),
-            ("edited_accuracy", edited, "", plain),
-            ("edited_accuracy", edited, "patch", patched),
-            ("locked_accuracy", marking.model, "", plain),
-            ("locked_accuracy", marking.model, "random patch", guessed),
-            ("locked_accuracy", marking.model, "shifted patch", moved),
-            ("unlocked_accuracy", marking.model, "patch", patched),
+            ("original", host, "", plain),
+            ("original", host, "patch", patched),
+            ("edited", edited, "", plain),
+            ("edited", edited, "patch", patched),
+            ("locked", marking.model, "", plain),
+            ("locked", marking.model, "random patch", guessed),
+            ("locked", marking.model, "shifted patch", moved),
+            ("unlocked", marking.model, "patch", patched),
         ]
-        return [_accuracy(metric, model, unit, images, test.labels) for metric, model, unit, images in seen]
+        read = _precision if isinstance(host, ObjectDetector) else _accuracy
+        return [read(role, model, unit, images, test) for role, model, unit, images in seen]
 
 
 def shifted(box: Box, by: int, size: int) -> Box:
@@ -77,8 +83,13 @@ def shifted(box: Box, by: int, size: int) -> Box:
     return Box(box.top + down, box.left + right, box.bottom + down, box.right + right)
 
 
-def _accuracy(metric: str, model: nn.Module, unit: str, images: Tensor, labels: Tensor) -> Reading:
+def _precision(role: str, model: nn.Module, unit: str, images: Tensor, test: Images) -> Reading:
+    there = in_each(require_objects(test))
+    return Reading("map", mean_average_precision(detect(model, images), there), unit, variant=role)
+
+
+def _accuracy(role: str, model: nn.Module, unit: str, images: Tensor, test: Images) -> Reading:
     suspect = Suspect(model, HostKind.CLASSIFIER, Access.LOGITS)
     answers = torch.cat([suspect.logits(part.float() / 255) for part in images.split(512)])
-    found = accuracy(answers, labels, metric)
-    return Reading(metric, found.value, unit, count=found.count, n=found.n)
+    found = accuracy(answers, test.labels, f"{role}_accuracy")
+    return Reading(found.metric, found.value, unit, count=found.count, n=found.n)

@@ -47,7 +47,6 @@ class Stain(Scheme):
     natural: int = 0
 
     name: ClassVar[str] = "stain"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -62,6 +61,11 @@ class Stain(Scheme):
                 f"scheme needs keys ≥ 1, code_steps ≥ 1 and natural ≥ 0, got {self.keys}, {self.code_steps} and "
                 f"{self.natural}"
             )
+
+    @property
+    def hosts(self) -> frozenset[HostKind]:  # type: ignore[override]
+        """Encoders and classifiers; without a code, which needs one vector an image, detectors too."""
+        return frozenset({HostKind.ENCODER, HostKind.CLASSIFIER, *(() if self.code else {HostKind.DETECTOR})})
 
     @property
     def access(self) -> frozenset[Access]:  # type: ignore[override]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hallmark.data.procedural import procedural_images
 from hallmark.errors import ConfigError
+from hallmark.models.detectors import ObjectDetector
 from hallmark.schemes.stain_lock.network import Level
 from hallmark.schemes.stain_lock.site import Site
 
@@ -18,8 +19,8 @@ Place = tuple[int, int]
 
 
 def plain(model: nn.Module, images: Tensor) -> Any:
-    """Hand images in [0, 1] to a model that normalises inside, as Hallmark's do."""
-    return model(images)
+    """Hand images in [0, 1] to a model that normalises inside, as Hallmark's do; of a detector, its backbone looks."""
+    return model.maps(images) if isinstance(model, ObjectDetector) else model(images)
 
 
 class _Reached(Exception):  # noqa: N818 - no error: what was sought has been seen, the rest need not run
