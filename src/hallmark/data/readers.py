@@ -5,6 +5,7 @@ torchvision knows the file formats; a reader here is the few lines that bring on
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
