@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -46,15 +47,21 @@ def build(cls: type[T], config: Mapping[str, Any], where: str) -> T:
     """
     fields = {name: value for name, value in config.items() if name not in (TARGET, VERSION)}
     try:
-        schema = OmegaConf.structured(cls)
-        _thaw(schema)
-        built = OmegaConf.to_object(OmegaConf.merge(schema, fields))
+        built = OmegaConf.to_object(OmegaConf.merge(_schema(cls), fields))
     except OmegaConfBaseException as error:
         key = f"{where}.{error.full_key}" if getattr(error, "full_key", None) else where
         reason = str(error).splitlines()[0]
         allowed = ", ".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
         raise ConfigError(f"{key}: {reason}; {cls.__name__} takes: {allowed}") from None
     return built  # type: ignore[return-value]
+
+
+@cache
+def _schema(cls: type) -> DictConfig:
+    """A dataclass as OmegaConf sees it, open to values; kept, because planning builds a class hundreds of times."""
+    schema: DictConfig = OmegaConf.structured(cls)
+    _thaw(schema)
+    return schema  # merging copies it
 
 
 def _thaw(node: Any) -> None:

@@ -201,16 +201,24 @@ class ForeignRecipe:
 AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe | DetectionRecipe
 
 
+_OTHER_METHODS: dict[Any, type[AnyRecipe]] = {
+    SUPERVISED: SupervisedRecipe,
+    FOREIGN: ForeignRecipe,
+    DETECTION: DetectionRecipe,
+}
+"""Recipes by method; every other method is contrastive."""
+
+_BUILT: dict[str, AnyRecipe] = {}
+"""Recipes by their configuration: checking one takes milliseconds, and a sweep plans the same few again and again."""
+
+
 def build_recipe(config: Mapping[str, Any], where: str) -> AnyRecipe:
     """The recipe that a configuration's ``method`` asks for.
 
     Raises:
         ConfigError: The method is unknown, or a field is unknown, missing or of the wrong type.
     """
-    if config.get("method") == SUPERVISED:
-        return build(SupervisedRecipe, config, where)
-    if config.get("method") == FOREIGN:
-        return build(ForeignRecipe, config, where)
-    if config.get("method") == DETECTION:
-        return build(DetectionRecipe, config, where)
-    return build(Recipe, config, where)
+    text = repr(config)
+    if text not in _BUILT:
+        _BUILT[text] = build(_OTHER_METHODS.get(config.get("method"), Recipe), config, where)
+    return _BUILT[text]

@@ -92,13 +92,22 @@ class _Planner:
         return kinds.pop()
 
     @cached_property
+    def host(self) -> HostRecipe:
+        """The hosts' architecture."""
+        return build(HostRecipe, self.config["host"], "host")
+
+    @cached_property
+    def settings(self) -> TrainerSettings:
+        """How networks are trained."""
+        return build(TrainerSettings, self.config["trainer"], "trainer")
+
+    @cached_property
     def blank(self) -> nn.Module:
         """An untrained host whose weights take no memory."""
-        host = build(HostRecipe, self.config["host"], "host")
         with torch.device("meta"):
             if self.kind is HostKind.DETECTOR:
-                return ObjectDetector(host.backbone, 2, self.config["data"]["size"], host.width)
-            encoder = Encoder(host.backbone, host.width)
+                return ObjectDetector(self.host.backbone, 2, self.config["data"]["size"], self.host.width)
+            encoder = Encoder(self.host.backbone, self.host.width)
             return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
 
     def subjects(self) -> Iterator[Subject]:
@@ -219,21 +228,19 @@ class _Planner:
     def pretrain(self, name: str, seed: int, part: str = "owner") -> Stage:
         """An unmarked host, trained on the images of ``part``."""
         recipe = self.recipes[name]
-        host = build(HostRecipe, self.config["host"], "host")
         data = host_data(self.config, part)
-        settings = build(TrainerSettings, self.config["trainer"], "trainer")
         prints, work = self._prints(data), 0.0
         if isinstance(recipe, ForeignRecipe):
             prints |= {recipe.file: self.fingerprint(f"{FILE}{recipe.file}")} if recipe.file else {}
         else:
-            check_batch(f"pretrains.{name}", recipe.batch, part, len_of(data), settings.devices)
+            check_batch(f"pretrains.{name}", recipe.batch, part, len_of(data), self.settings.devices)
             work = len_of(data) * recipe.epochs * recipe.passes
         config = {
             "recipe": asdict(recipe),
-            "host": asdict(host),
+            "host": asdict(self.host),
             "data": data,
             "seed": seed,
-            "trainer": settings.semantic(),
+            "trainer": self.settings.semantic(),
         }
         return Stage("pretrain", config, {}, prints, f"{name} seed {seed}", work=work)
 
