@@ -79,8 +79,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": ""}, "need a file and at least 2 classes, got .., 10"),
-        ({"classes": 1}, "at least 2 classes, got .*, 1$"),
+        ({"weights": ""}, "needs weights and classes ≥ 2, got '', 10$"),
+        ({"classes": 1}, "needs weights and classes ≥ 2, got .*, 1$"),
         ({"sha": "00"}, "ForeignRecipe takes: weights, "),
     ],
 )
