@@ -29,7 +29,7 @@ def test_the_experiment_asks_for_no_more_than_the_attacker_has(scale: str) -> No
     subjects = plan(config, lambda name: name).subjects
     has = int(config["data"]["limit"] * config["data"]["parts"]["attacker"])
     attacked = [s for s in subjects if s.attack != "none"]
-    assert {s.mark.variant for s in attacked} == {"replace", "add", "internal"}
+    assert {s.mark.variant for s in attacked} == {"replace", "add", "internal", "excite"}
     assert {*NEW, "finetune", "prune", "quantize", "perturb", "overwrite"} <= {s.attack for s in attacked}
     assert all(s.stage.config["attack"].get("images", 0) <= has for s in attacked)
     # every attack has its control: the same on the unmarked original

@@ -127,6 +127,8 @@ def test_wrong_surveys_are_refused(wrong: dict[str, Any]) -> None:
         FalseFires(**{"layers": {"a": "layer1.conv1"}, **wrong})
     with pytest.raises(ConfigError, match="shifts nothing"):
         LockedUse(shift=0)
+    with pytest.raises(ConfigError, match="unknown operation of locked_use.worn 'melt'; allowed: depth"):
+        LockedUse(worn={"melt": 1})
 
 
 # The use of a lock
@@ -147,7 +149,8 @@ def test_the_use_of_a_lock_is_counted_image_by_image(changes: dict[str, Any]) ->
     )
     key = lock.keygen(host, owner, generator=generator(0))
     model, key = lock.embed(host, key, owner, trainer=None, generator=generator(1))  # type: ignore[arg-type]
-    readings = LockedUse().look(host, Marking(lock, model, key), owner, test, generator=generator(2))
+    use = LockedUse(worn={"depth": 3, "shift": 1})
+    readings = use.look(host, Marking(lock, model, key), owner, test, generator=generator(2))
     found = {(r.metric, r.unit): r for r in readings}
     edited = lock.edited(host, owner)
     patched = unlock(test.images, key)
@@ -166,6 +169,11 @@ def test_the_use_of_a_lock_is_counted_image_by_image(changes: dict[str, Any]) ->
     assert found["locked_accuracy", ""].count == right(model, test.images)
     assert found["unlocked_accuracy", "patch"].count == right(model, patched)
     assert {unit for metric, unit in found if metric == "locked_accuracy"} == {"", "random patch", "shifted patch"}
+    coarse = ((patched.float() / 255 * 31).round() / 31 * 255).round().to(torch.uint8)
+    edge = torch.nn.functional.pad(patched.float(), (1, 0, 1, 0), mode="replicate")[..., :-1, :-1].to(torch.uint8)
+    for unit, batch in (("patch, depth 3", coarse), ("patch, shift 1", edge)):
+        assert found["unlocked_accuracy", unit].count == right(model, batch)
+        assert found["edited_accuracy", unit].count == right(edited, batch)
     assert all(r.n == 24 for r in readings)
 
 
@@ -241,11 +249,14 @@ def test_the_lock_experiment_runs(tmp_path: Path) -> None:
     rows = run(tmp_path, "lock", ("internal", "excite", "stain"))
     use = rows[rows["metric"].str.endswith("_accuracy")]
     assert set(use["variant"]) == {"internal", "excite"}
-    assert len(use) == 2 * 8
+    assert len(use) == 2 * (8 + 2 * 5)
     excite = use[use["variant"] == "excite"].set_index(["metric", "unit"])["value"]
     assert excite["unlocked_accuracy", "patch"] == excite["edited_accuracy", "patch"]
     table = surveys.locked_use(rows, "locked_use").frame.set_index("variant")
     assert table.loc["excite", "unlocked"] == excite["unlocked_accuracy", "patch"]
+    worn = surveys.worn_patches(rows, "worn_patches").frame.set_index(["variant", "operation"])
+    assert worn.loc[("excite", "jpeg 25"), "unlocked"] == excite["unlocked_accuracy", "patch, jpeg 25"]
+    assert len(worn) == 2 * 5
     claims = {claim.id: judge(claim, rows.assign(scale="cpu"), "cpu") for claim in load(EXPECTED).claims}
     assert claims["sl.locked"].state != "not run"
     assert claims["sl.fidelity"].state != "not run"

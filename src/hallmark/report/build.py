@@ -22,6 +22,7 @@ TABLES = {
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
+    "worn_patches": surveys.worn_patches,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }

@@ -20,6 +20,9 @@ _USES = {
     ("unlocked_accuracy", "patch"): "unlocked",
 }
 
+_WORN = "patch, "
+_WORKING = ("edited", "unlocked")
+
 
 def false_fires(rows: pd.DataFrame, name: str) -> Table:
     """How often random detectors of a layer fire on natural images, beside what bounds that."""
@@ -42,12 +45,26 @@ def false_fires(rows: pd.DataFrame, name: str) -> Table:
     return _table(name, "False fires of detectors", note, frame, (*KEYS, "threshold"), columns)
 
 
+def worn_patches(rows: pd.DataFrame, name: str) -> Table:
+    """Whether a lock still opens after its patch went through an operation."""
+    found = _uses(rows)
+    found = found[found["unit"].str.startswith(_WORN)]
+    kinds = found["metric"].str.removesuffix("_accuracy")
+    wide = _wide(
+        found.assign(kind=kinds, operation=found["unit"].str.removeprefix(_WORN)), (*KEYS, "operation"), _WORKING
+    )
+    columns = tuple(Column(f"{use} / %", use, lambda r, use=use: _percent(r, use, ".1f")) for use in _WORKING)
+    note = (
+        "Images with their patch went through the operation before the networks saw them. Edited is what the operation "
+        "alone costs; what unlocked loses beside it, the lock costs."
+    )
+    return _table(name, "Worn patches", note, wide, (*KEYS, "operation"), columns)
+
+
 def locked_use(rows: pd.DataFrame, name: str) -> Table:
     """What a lock leaves of a classifier or detector with and without its patch."""
-    detected = rows[(rows["metric"] == "map") & (rows["task"] == "")]
-    roles = detected["variant"].str.extract(r"^(.*?) ?(\w+)$")  # of a detector, the variant ends in which network it is
-    detected = detected.assign(variant=roles[0], metric=roles[1] + "_accuracy")
-    found = pd.concat([rows[rows["metric"].isin({metric for metric, _ in _USES})], detected])
+    found = _uses(rows)
+    found = found[~found["unit"].str.startswith(_WORN)]
     kinds = [_USES[metric, unit] for metric, unit in zip(found["metric"], found["unit"], strict=True)]
     frame = _wide(found.assign(kind=kinds), KEYS, tuple(_USES.values()))
     columns = tuple(Column(f"{use} / %", use, lambda r, use=use: _percent(r, use, ".1f")) for use in _USES.values())
@@ -56,6 +73,14 @@ def locked_use(rows: pd.DataFrame, name: str) -> Table:
         "that a lock needs is in place, and nothing is locked."
     )
     return _table(name, "What a lock leaves", note, frame, KEYS, columns)
+
+
+def _uses(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of locks, those of detectors under the names that classifiers' have."""
+    detected = rows[(rows["metric"] == "map") & (rows["task"] == "")]
+    roles = detected["variant"].str.extract(r"^(.*?) ?(\w+)$")  # of a detector, the variant ends in which network it is
+    detected = detected.assign(variant=roles[0], metric=roles[1] + "_accuracy")
+    return pd.concat([rows[rows["metric"].isin({metric for metric, _ in _USES})], detected])
 
 
 def _wide(found: pd.DataFrame, keys: tuple[str, ...], kinds: tuple[str, ...]) -> pd.DataFrame:

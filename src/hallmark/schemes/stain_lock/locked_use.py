@@ -1,6 +1,6 @@
 """What a lock leaves of a network's use: without its patch, with a wrong one, and with the right one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,11 +11,14 @@ from hallmark.core.scheme import Images
 from hallmark.data.objects import in_each
 from hallmark.errors import ConfigError
 from hallmark.models.detectors import ObjectDetector
+from hallmark.models.steps import FILTERS, LEVELS, Filter, require
 from hallmark.schemes.stain_lock.lock import Lock
 from hallmark.schemes.stain_lock.locking import unlock
 from hallmark.schemes.stain_lock.trigger import Box
 from hallmark.tasks.detection import detect, mean_average_precision, require_objects
 from hallmark.tasks.probe import accuracy
+
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,18 @@ class LockedUse(Survey):
 
     Of a classifier that is its accuracy, as ``locked_accuracy`` and so on; of a detector its ``map``, and the variant
     says which network it is.  The unit says what was done to the images: ``""``, ``patch``, ``random patch`` (a fresh
-    one for each image) or ``shifted patch``.  Networks answer in float32: an internal lock adds and cancels large
+    one for each image), ``shifted patch``, or ``patch, jpeg 25`` and so on, where the image with its patch went through
+    an operation before it reached the network.  Networks answer in float32: an internal lock adds and cancels large
     numbers.
 
     Args:
         shift: Pixels by which a shifted patch lies further down and right.
+        worn: Operations on images with their patch, and how much of each: names and units of
+            :data:`hallmark.models.steps.FILTERS`.
     """
 
     shift: int = 4
+    worn: dict[str, float] = field(default_factory=dict)
 
     name: ClassVar[str] = "locked_use"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.DETECTOR})
@@ -41,6 +48,8 @@ class LockedUse(Survey):
     def __post_init__(self) -> None:
         if self.shift < 1:
             raise ConfigError(f"locked_use.shift={self.shift} shifts nothing; set it to at least 1")
+        for operation, amount in self.worn.items():
+            require(operation, amount, FILTERS, "operation of locked_use.worn")
 
     def look(
         self, host: nn.Module, marking: Marking | None, owner: Images, test: Images, *, generator: torch.Generator
@@ -67,6 +76,9 @@ class LockedUse(Survey):
             ("locked", marking.model, "shifted patch", moved),
             ("unlocked", marking.model, "patch", patched),
         ]
+        for operation, amount in self.worn.items():
+            after, unit = worn(patched, operation, amount), f"patch, {operation} {amount:g}"
+            seen += [("edited", edited, unit, after), ("unlocked", marking.model, unit, after)]
         read = _precision if isinstance(host, ObjectDetector) else _accuracy
         return [read(role, model, unit, images, test) for role, model, unit, images in seen]
 
@@ -83,6 +95,12 @@ def shifted(box: Box, by: int, size: int) -> Box:
     return Box(box.top + down, box.left + right, box.bottom + down, box.right + right)
 
 
+def worn(images: Tensor, operation: str, amount: float) -> Tensor:
+    """Images uint8 ``(N, 3, H, W)`` after an operation of :data:`hallmark.models.steps.FILTERS`, uint8 again."""
+    step = Filter(operation, amount)
+    return torch.cat([(step(part / LEVELS) * LEVELS).round().to(torch.uint8) for part in images.split(_BLOCK)])
+
+
 def _precision(role: str, model: nn.Module, unit: str, images: Tensor, test: Images) -> Reading:
     there = in_each(require_objects(test))
     return Reading("map", mean_average_precision(detect(model, images), there), unit, variant=role)
@@ -90,6 +108,6 @@ def _precision(role: str, model: nn.Module, unit: str, images: Tensor, test: Ima
 
 def _accuracy(role: str, model: nn.Module, unit: str, images: Tensor, test: Images) -> Reading:
     suspect = Suspect(model, HostKind.CLASSIFIER, Access.LOGITS)
-    answers = torch.cat([suspect.logits(part.float() / 255) for part in images.split(512)])
+    answers = torch.cat([suspect.logits(part.float() / 255) for part in images.split(_BLOCK)])
     found = accuracy(answers, test.labels, f"{role}_accuracy")
     return Reading(found.metric, found.value, unit, count=found.count, n=found.n)
