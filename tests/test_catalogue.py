@@ -323,7 +323,12 @@ if "HALLMARK_DATA" in os.environ:
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "gtsrb", "mnist"])
     def test_real_data(name):
         root = Path(os.environ["HALLMARK_DATA"])
-        train, test = (load(name, split, root=root, limit=2000) for split in ("train", "test"))
+        try:
+            train, test = (load(name, split, root=root, limit=2000) for split in ("train", "test"))
+        except DataError as error:
+            if "not found" not in str(error):
+                raise
+            pytest.skip(str(error))
         assert train.images.shape == test.images.shape == (2000, 3, 32, 32)
         assert set(train.labels.tolist()) == set(test.labels.tolist()) == set(range(train.classes))
         assert 20 < train.images.double().std() < 100

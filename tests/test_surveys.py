@@ -127,7 +127,7 @@ def test_wrong_surveys_are_refused(wrong: dict[str, Any]) -> None:
         FalseFires(**{"layers": {"a": "layer1.conv1"}, **wrong})
     with pytest.raises(ConfigError, match="shifts nothing"):
         LockedUse(shift=0)
-    with pytest.raises(ConfigError, match="unknown operation of locked_use.worn 'melt'; allowed: depth"):
+    with pytest.raises(ConfigError, match=r"unknown operation of locked_use\.worn 'melt'; allowed: depth"):
         LockedUse(worn={"melt": 1})
 
 

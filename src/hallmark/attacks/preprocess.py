@@ -12,6 +12,9 @@ from hallmark.core.scheme import Images
 from hallmark.models.steps import BLURS, FILTERS, Blur, Filter, require
 from hallmark.models.wrapping import Postprocessed, Preprocessed, Wrapper
 
+_ANSWERING = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER, HostKind.IMAGE_TO_IMAGE})
+"""Hosts whose answer is one tensor; a detector's is a list of boxes."""
+
 
 @dataclass(frozen=True)
 class _Around(Attack):
@@ -25,7 +28,7 @@ class _Around(Attack):
     operation: str
     amount: float
 
-    hosts: ClassVar[frozenset[HostKind]] = frozenset(HostKind)
+    hosts: ClassVar[frozenset[HostKind]] = _ANSWERING
     access: ClassVar[Access] = Access.WEIGHTS
 
     wrapper: ClassVar[type[Wrapper]]
@@ -88,8 +91,8 @@ class Postprocess(_Around):
 
     @property
     def hosts(self) -> frozenset[HostKind]:  # type: ignore[override]
-        """Every kind; the largest of an image's numbers are nothing to show."""
-        return frozenset(HostKind) if self.operation != "top" else frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
+        """Those above; the largest of an image's numbers are nothing to show."""
+        return _ANSWERING - {HostKind.IMAGE_TO_IMAGE} if self.operation == "top" else _ANSWERING
 
     @property
     def unit(self) -> str:
