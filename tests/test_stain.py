@@ -23,9 +23,9 @@ from hallmark.schemes.stain_lock import Levels, Lock, Pipeline, Search, Stain, c
 from hallmark.schemes.stain_lock.code import agreement, draw_codes
 from hallmark.schemes.stain_lock.detector import SILENT, draw_directions, natural_norms, natural_vectors, principal
 from hallmark.schemes.stain_lock.guarantees import cap, combined
-from hallmark.schemes.stain_lock.network import Level, loudness
+from hallmark.schemes.stain_lock.network import Level, loudness, recalled
 from hallmark.schemes.stain_lock.site import Site
-from hallmark.schemes.stain_lock.staining import draw_key, responses, surprises, write_stain
+from hallmark.schemes.stain_lock.staining import draw_key, keep_means, responses, surprises, write_stain
 from hallmark.schemes.stain_lock.surgery import Surgery, find_layer
 from hallmark.stats import Ranked, verify
 
@@ -167,6 +167,7 @@ def test_where_both_neurons_are_silent_nothing_changes(kind: str, layer: str) ->
     _, network = Site.of(host, layer)
     (reader,) = network.readers(network.layer, site.width(host))
     masked = [Surgery(net) for net in (host, model)]
+    keep_means(masked[0], network, site, key.meta["neurons"])
     for surgery in masked:
         for neuron in key.meta["neurons"]:
             surgery.clear_columns(network.name(reader.node), slice(neuron, neuron + 1))
@@ -181,10 +182,10 @@ def test_only_what_changes_is_copied() -> None:
     before = dict(host.named_parameters()) | dict(host.named_buffers())
     after = dict(model.named_parameters()) | dict(model.named_buffers())
     changed = {name for name in before if after[name] is not before[name]}
-    names = ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")
+    names = ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "bn2.running_mean")
     assert changed == {f"encoder.backbone.layer3.{name}" for name in names}
     entries = sum(int((before[name] != after[name]).sum()) for name in changed)
-    assert key.meta["figures"]["changed_weights"] == entries == 2 * (8 * 9 + 4)
+    assert key.meta["figures"]["changed_weights"] == entries == 2 * (8 * 9 + 4) + 16
 
 
 def test_a_hidden_detector_is_added_to_what_its_neuron_does() -> None:
@@ -230,6 +231,46 @@ def test_the_neurons_heard_least_are_given_away() -> None:
     heard = loudness(network, network.layer, 12, {"6": flat})
     expected = (net[6].weight.detach().double().abs().sum(0) * flat.deviation).view(12, 16).sum(1)
     torch.testing.assert_close(heard, expected / expected.sum())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU(), nn.Hardswish()])
+def test_batchnorm_remembers_what_its_readers_were_given(activation: nn.Module) -> None:
+    norm = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        norm.weight.uniform_(0.3, 2)
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, activation, nn.MaxPool2d(2), nn.Conv2d(6, 4, 3), nn.ReLU()).eval()
+    _, network = Site.of(net, "4")
+    (name, level), *others = recalled(network).items()
+    assert (name, others) == ("4", [])
+    drawn = torch.randn(100_000, 6) * norm.running_var.sqrt() + norm.running_mean
+    given = activation(norm(drawn[:, :, None, None]))[:, :, 0, 0].detach().double()
+    torch.testing.assert_close(level.mean, given.mean(0), atol=0.02, rtol=0)  # its standard error is at most 0.007
+    torch.testing.assert_close(level.deviation, given.std(0), atol=0.02, rtol=0)
+    bare = nn.Sequential(nn.Conv2d(3, 6, 3), activation, nn.Conv2d(6, 4, 3), nn.ReLU()).eval()
+    assert recalled(Site.of(bare, "2")[1]) == {}
+
+
+def test_readers_keep_what_a_silent_neuron_gave_on_average() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+    )
+    net = settle(net)
+    site, network = Site.of(net, "0")
+    x = owner().images.float() / 255
+    with torch.no_grad():
+        before = net[:5](x).mean((0, 2, 3))
+        silenced, kept = Surgery(net), Surgery(net)
+        for surgery in (silenced, kept):
+            for neuron in (1, 4):
+                surgery.clear_norm("1", neuron)
+        keep_means(kept, network, site, (1, 4))
+        errors = [(surgery.model[:5](x).mean((0, 2, 3)) - before).abs() for surgery in (silenced, kept)]
+    assert bool((errors[1] < 0.5 * errors[0]).all())  # not zero: the images' channels are not exactly normal
+    assert torch.equal(kept.model[3].weight, net[3].weight)
 
 
 def test_layernorm_is_undone() -> None:

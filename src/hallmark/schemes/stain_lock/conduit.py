@@ -147,9 +147,15 @@ def _padding(module: nn.Conv2d) -> tuple[int, int]:
 
 def forget(surgery: Surgery, network: Network, node: fx.Node, inputs: slice, levels: Mapping[str, Level]) -> None:
     """Make a mixing layer ignore some inputs, but keep what they gave on average."""
+    keep_average(surgery, network, node, inputs, levels)
+    surgery.clear_columns(network.name(node), inputs)
+
+
+def keep_average(surgery: Surgery, network: Network, node: fx.Node, inputs: slice, levels: Mapping[str, Level]) -> None:
+    """Let a mixing layer keep what some inputs gave on average, before they fall silent."""
     behind = [user for user in network.users(node) if network.norm(user)]
     norm = network.name(behind[0]) if len(behind) == 1 else ""
-    surgery.clear_columns(network.name(node), inputs, means=levels[network.name(node)].mean, norm=norm)
+    surgery.keep_means(network.name(node), inputs, levels[network.name(node)].mean, norm)
 
 
 def _ignore(

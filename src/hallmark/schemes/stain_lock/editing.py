@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from hallmark.errors import ConfigError
 from hallmark.schemes.stain_lock.conduit import Arrival, forget, lay, quietest
-from hallmark.schemes.stain_lock.network import Network
+from hallmark.schemes.stain_lock.network import Network, recalled
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery, find_layer
 from hallmark.schemes.stain_lock.trigger import Pipeline, proxies
@@ -64,7 +64,7 @@ def edit(pipeline: Pipeline, settings: "Lock", natural: Tensor) -> Edited:
     end = network.sources(head)[0] if head is not None else network.node(behind)
     surgery = Surgery(model)
     taken: frozenset[tuple[str, int]] = frozenset()
-    levels = pipeline.levels(natural)
+    levels = pipeline.levels(natural) | recalled(network)
     neurons, arrivals = [], []
     for _ in range(settings.locks):
         neuron = quietest(network, network.layer, levels, taken)

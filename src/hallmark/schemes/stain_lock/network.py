@@ -1,16 +1,25 @@
 """What reads what: a network as a graph in which one channel can be followed."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from hallmark.errors import ConfigError
 
-ACTIVATIONS = ("relu", "relu6", "gelu", "silu", "hardswish")
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
 """Activations that are silent far below zero and pass what is far above it (relu6 up to 6)."""
 
 _MIXING = ("conv2d", "linear")
@@ -19,6 +28,8 @@ _PASSING = (
     *("dropout", "dropout2d", "identity", "contiguous", "mean", "flatten", "view", "reshape"),
     *("maxpool2d", "max_pool2d", "avgpool2d", "avg_pool2d", "adaptiveavgpool2d", "adaptive_avg_pool2d"),
 )
+_SIZED = ("dropout", "dropout2d", "identity", "maxpool2d", "max_pool2d")
+"""What leaves a channel's numbers about as they are; pooling chooses among them."""
 _ADDING = ("add", "iadd")
 _SHAPES = ("getattr", "dim", "size", "numel")
 """What only asks for a shape, and reads no channel."""
@@ -226,6 +237,42 @@ def columns(module: nn.Module, reader: Reader, channel: int) -> slice:
         spread = module.in_features // reader.channels
     at = (channel + reader.offset) * spread
     return slice(at, at + spread)
+
+
+def recalled(network: Network) -> dict[str, Level]:
+    """What layers behind a BatchNorm and its activation were given in training, as far as no image is needed to know.
+
+    The running statistics make a channel in front of the activation a normal number of mean ``bias`` and deviation
+    ``weight``.  A max-pooling in between is passed over, so that the mean behind it is a lower limit.
+
+    Returns:
+        Levels by full name of the layer; layers that read anything else are left out.
+    """
+    found = {}
+    for node in network.nodes:
+        source = node.args[0] if network.mixes(node) and node.args else None
+        while isinstance(source, fx.Node) and network.operation(source) in _SIZED:
+            source = source.args[0]
+        if not isinstance(source, fx.Node) or not network.activation(source):
+            continue
+        before = source.all_input_nodes[0]
+        if network.norm(before):
+            found[network.name(node)] = activated(network.module(before), _ACTIVATIONS[network.operation(source)])
+    return found
+
+
+def activated(norm: nn.Module, activation: Callable[[Tensor], Tensor]) -> Level:
+    """Mean and deviation of every channel behind a BatchNorm and an activation, of normal numbers before it."""
+    width = len(norm.running_mean)  # type: ignore[arg-type]
+    weight, bias = (
+        torch.full((width,), blank, dtype=torch.float64) if value is None else value.detach().double().cpu()
+        for value, blank in ((norm.weight, 1.0), (norm.bias, 0.0))
+    )
+    places = torch.linspace(-6, 6, 1201, dtype=torch.float64)
+    share = torch.exp(-places.square() / 2) * (12 / 1200) / math.sqrt(2 * math.pi)
+    values = activation(bias[:, None] + weight[:, None] * places)
+    mean, square = values @ share, values.square() @ share
+    return Level(mean, (square - mean.square()).clamp_min(0).sqrt())
 
 
 def loudness(network: Network, start: fx.Node, channels: int, levels: Mapping[str, Level]) -> Tensor:

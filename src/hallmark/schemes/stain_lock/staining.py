@@ -1,5 +1,6 @@
 """Staining any network by layer name: directions and codes, trigger images, and the edits."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from hallmark.core import Key
 from hallmark.errors import ConfigError
 from hallmark.schemes.stain_lock.code import draw_codes, write_codes
+from hallmark.schemes.stain_lock.conduit import keep_average
 from hallmark.schemes.stain_lock.detector import (
     Seen,
     draw_directions,
@@ -18,7 +20,7 @@ from hallmark.schemes.stain_lock.detector import (
     surprise,
 )
 from hallmark.schemes.stain_lock.guarantees import averaged_cap_bound, cap_bound, holdout_bound, mean_cap
-from hallmark.schemes.stain_lock.network import Network, loudness
+from hallmark.schemes.stain_lock.network import Network, columns, loudness, recalled
 from hallmark.schemes.stain_lock.site import Site
 from hallmark.schemes.stain_lock.surgery import Surgery
 from hallmark.schemes.stain_lock.trigger import Pipeline, find_triggers, proxies
@@ -49,7 +51,8 @@ def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generato
     """
     model = pipeline.model
     site, network = require_site(model, settings)
-    heard = loudness(network, network.layer, site.width(model), pipeline.levels(proxies(32, pipeline.size)))
+    levels = pipeline.levels(proxies(32, pipeline.size)) | recalled(network)
+    heard = loudness(network, network.layer, site.width(model), levels)
     if settings.form == "add":
         heard[~site.live(model)] = torch.inf
     neurons = heard.argsort(stable=True)[: settings.keys].tolist()
@@ -98,6 +101,8 @@ def write_stain(
         else:
             before = _before(pipeline, site, neuron, directions[k], triggers[k])
             hide(surgery, site, neuron, directions[k], peak, before, settings.levels.response)
+    if settings.form == "replace":
+        keep_means(surgery, network, site, neurons)
     reached = None
     if settings.code:
         edited = surgery, network, site, neurons
@@ -115,6 +120,16 @@ def write_stain(
         "figures": {"fpr_bound": rates["averaged_cap_bound"], "changed_weights": surgery.changed()},
     }
     return surgery.model, Key(key.scheme, {**key.tensors, "triggers": triggers}, meta)
+
+
+def keep_means(surgery: Surgery, network: Network, site: Site, neurons: Sequence[int]) -> None:
+    """Let layers that read silent neurons keep what these gave them on average, where BatchNorm remembers that."""
+    known = recalled(network)
+    for reader in network.readers(network.layer, site.width(surgery.model)):
+        if network.name(reader.node) in known and not reader.shared:
+            for neuron in neurons:
+                inputs = columns(network.module(reader.node), reader, neuron)
+                keep_average(surgery, network, reader.node, inputs, known)
 
 
 def surprises(model: nn.Module, key: Key) -> list[float]:

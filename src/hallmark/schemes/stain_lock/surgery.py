@@ -1,5 +1,6 @@
 """Editing a pretrained network: layers by name, and a copy that shares every tensor that does not change."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
 
@@ -9,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hallmark.errors import ConfigError
 from hallmark.models.excite import Excited, append, moved
+from hallmark.schemes.stain_lock.network import weight_of
 
 _SHOWN = 24
 
@@ -118,30 +120,38 @@ class Surgery:
         if self.has(layer, "bias"):
             self.tensor(layer, "bias")[row] = 0
 
-    def clear_columns(self, layer: str, columns: slice, *, means: Tensor | None = None, norm: str = "") -> None:
-        """Make a convolution or linear layer ignore some of its inputs.
+    def clear_columns(self, layer: str, columns: slice) -> None:
+        """Make a convolution or linear layer ignore some of its inputs."""
+        weight = self.tensor(layer, "weight")
+        for outputs, local, _ in self._columns(layer, columns):
+            weight[outputs, local] = 0
+
+    def keep_means(self, layer: str, columns: slice, means: Tensor, norm: str = "") -> None:
+        """Put what inputs of a convolution or linear layer gave on average where it stays without them.
 
         Args:
             layer: The layer.
-            columns: The inputs.
-            means: Mean of every input ``(inputs,)``: what those inputs gave on average goes into the bias, or the
-                running mean of the BatchNorm behind.
-            norm: That BatchNorm, if there is one.
+            columns: The inputs; their weights are left as they are.
+            means: Mean of every input ``(inputs,)``.
+            norm: The BatchNorm behind the layer, if there is one: its running mean takes what has no bias to go into.
         """
-        weight = self.tensor(layer, "weight")
-        groups = getattr(self.model.get_submodule(layer), "groups", 1)
-        rows = len(weight) // groups
+        weight = weight_of(self.model.get_submodule(layer))
+        for outputs, local, column in self._columns(layer, columns):
+            given = weight[outputs, local].flatten(1).sum(1) if weight.ndim == 4 else weight[outputs, local]
+            given = given * float(means[column])
+            if self.has(layer, "bias"):
+                self.tensor(layer, "bias")[outputs] += given
+            elif norm:
+                self.tensor(norm, "running_mean")[outputs] -= given
+
+    def _columns(self, layer: str, columns: slice) -> Iterator[tuple[slice, int, int]]:
+        """Of each input: the outputs that read it, its place among their weights, and its number."""
+        module = self.model.get_submodule(layer)
+        groups, (outputs, width) = getattr(module, "groups", 1), weight_of(module).shape[:2]
+        rows = outputs // groups
         for column in range(columns.start, columns.stop):
-            group, local = divmod(column, weight.shape[1])
-            outputs = slice(group * rows, (group + 1) * rows)
-            if means is not None:
-                given = weight[outputs, local].flatten(1).sum(1) if weight.ndim == 4 else weight[outputs, local]
-                given = given * float(means[column])
-                if self.has(layer, "bias"):
-                    self.tensor(layer, "bias")[outputs] += given
-                elif norm:
-                    self.tensor(norm, "running_mean")[outputs] -= given
-            weight[outputs, local] = 0
+            group, local = divmod(column, width)
+            yield slice(group * rows, (group + 1) * rows), local, column
 
     def set_norm(self, layer: str, channel: int, *, mean: float, deviation: float, bias: float) -> None:
         """Make one channel of a BatchNorm add ``bias`` to its input, under the given running statistics.
