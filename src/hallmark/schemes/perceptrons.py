@@ -28,9 +28,8 @@ def packed(network: nn.Module, name: str) -> dict[str, Tensor]:
 def unpacked(tensors: Mapping[str, Tensor], name: str) -> nn.Sequential:
     """The :func:`perceptron` that a key holds under ``name``, frozen; it shares the key's tensors."""
     state = {part.removeprefix(f"{name}."): t for part, t in tensors.items() if part.startswith(f"{name}.")}
-    weights = [
-        state[part] for part in sorted(state, key=lambda part: int(part.split(".")[0])) if part.endswith("weight")
-    ]
+    places = sorted({int(part.split(".")[0]) for part in state})
+    weights = [state[f"{place}.weight"] for place in places]
     with torch.device("meta"):
         network = perceptron([weights[0].shape[1], *(len(weight) for weight in weights)])
     network.load_state_dict(state, assign=True)
