@@ -32,6 +32,7 @@ FRACTIONS = (
     *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),
     *("map", "tolerance"),
     *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber"),
+    "t_test_p",
     *("auc", "tpr"),
 )
 METRICS = (
