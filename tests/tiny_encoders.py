@@ -34,8 +34,8 @@ def encoder(seed: int = 0, width: int = 4) -> Encoder:
 class Blind:
     """Owner data that fails whoever looks at its labels."""
 
-    def __init__(self) -> None:
-        self.images = owner().images
+    def __init__(self, images: Tensor | None = None) -> None:
+        self.images = owner().images if images is None else images
 
     @property
     def labels(self) -> Tensor:
@@ -49,21 +49,27 @@ class Blind:
         return len(self.images)
 
 
-def drawn(scheme: Scheme, seed: int = 0, host: nn.Module | None = None) -> Key:
-    return scheme.keygen(host or encoder(), Blind(), generator=generator(seed, "key"))
+def drawn(scheme: Scheme, seed: int = 0, host: nn.Module | None = None, images: Tensor | None = None) -> Key:
+    return scheme.keygen(host or encoder(), Blind(images), generator=generator(seed, "key"))
 
 
 def embedded(
-    scheme: Scheme, folder: Path, *, seed: int = 0, key: Key | None = None, budget: float | None = None
+    scheme: Scheme,
+    folder: Path,
+    *,
+    seed: int = 0,
+    key: Key | None = None,
+    budget: float | None = None,
+    images: Tensor | None = None,
 ) -> tuple[nn.Module, Key]:
     """A marked copy of :func:`encoder` and its key; the host stays as it was."""
     before = snapshot(encoder())
     trainer = LightningTrainer(
         TrainerSettings(precision="32-true", progress=False, checkpoint_every_s=0), folder, deadline=Deadline(budget)
     )
-    rng = generator(seed, "embed")
+    rng, key = generator(seed, "embed"), key or drawn(scheme, images=images)
     try:
-        return scheme.embed(encoder(), key or drawn(scheme), Blind(), trainer=trainer, generator=rng)
+        return scheme.embed(encoder(), key, Blind(images), trainer=trainer, generator=rng)
     finally:
         assert all(torch.equal(tensor, before[name]) for name, tensor in encoder().state_dict().items())
 
