@@ -121,12 +121,9 @@ def test_a_step_minimises_utility_and_cross_entropy(utility: str) -> None:
 # Verdicts
 
 
-def test_ranks_on_independent_encoders_are_uniform_and_a_binomial_would_not_be(
-    marked: tuple[nn.Module, Key],
-) -> None:
-    """Their features know which way is up too; whether the head agrees is one coin an encoder, not one a query."""
+def test_ranks_on_independent_encoders_are_uniform(marked: tuple[nn.Module, Key]) -> None:
     rotation, (_, key) = scheme(), marked
-    ranks, counts = [], []
+    ranks = []
     for trial in range(60):
         with torch.random.fork_rng():
             torch.manual_seed(trial)
@@ -137,11 +134,17 @@ def test_ranks_on_independent_encoders_are_uniform_and_a_binomial_would_not_be(
         noise = torch.rand(10, generator=torch.Generator().manual_seed(trial)).tolist()
         mine = true.matches + noise[0]
         ranks.append(sum(d.matches + n > mine for d, n in zip(decoys, noise[1:], strict=True)))
-        counts.append(true.matches)
         assert verify(true, Ranked(decoys), 0.1).p_value >= (1 + ranks[-1]) / 10
     found = torch.tensor(ranks).bincount(minlength=10)
     assert scipy_stats.chisquare(found.numpy()).pvalue > 1e-3  # fixed seeds
-    assert torch.tensor(counts).float().std() > 0
+
+
+def test_a_binomial_over_queries_would_accuse_innocents(marked: tuple[nn.Module, Key]) -> None:
+    """Where features show the turn, whether a foreign head agrees is one coin in all, not one a query."""
+    model, key = marked
+    decoys = scheme().decoys(encoder(), key, owner(), 200, seed=2)
+    counts = torch.tensor([e.matches for e in scheme().extract_many(suspect(model), decoys)]).double()
+    assert float(counts.std()) > 3 * (200 / 4) ** 0.5  # three times what 200 fair coins would have
 
 
 @pytest.fixture(scope="module")
