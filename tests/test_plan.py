@@ -288,7 +288,19 @@ def test_an_attack_that_does_not_fit_is_refused_before_anything_is_trained(bits,
 
 
 @pytest.mark.parametrize("number", [-1, 1.5])
-def test_a_number_of_innocent_seeds_that_cannot_be_is_refused(bits, number):
-    seeds = bits["calibration"] | {"extra_seeds": {"supervised": number}}
-    with pytest.raises(ConfigError, match=r"extra_seeds\.supervised must be a whole number"):
+@pytest.mark.parametrize("who", ["extra_seeds", "outsiders"])
+def test_a_number_of_innocents_that_cannot_be_is_refused(bits, number, who):
+    seeds = bits["calibration"] | {who: {"supervised": number}}
+    with pytest.raises(ConfigError, match=rf"{who}\.supervised must be a whole number"):
         plan(bits | {"calibration": seeds}, prints)
+
+
+def test_outsiders_are_innocents_of_other_images(bits):
+    planned = plan(bits | {"calibration": bits["calibration"] | {"outsiders": {"supervised": 2}}}, prints)
+    outsiders = [s for s in planned.subjects if s.host.endswith("other images")]
+    assert len({s.stage.key for s in outsiders}) == 2
+    assert {(s.suspect, s.stage.config["data"]["part"]) for s in outsiders} == {("innocent", "attacker")}
+    others = {
+        s.stage.config["data"]["part"] for s in planned.subjects if s.stage.kind == "pretrain" and s not in outsiders
+    }
+    assert others == {"owner"}

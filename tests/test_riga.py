@@ -21,9 +21,10 @@ from hallmark.errors import AccessError, ConfigError, DataError, KeyFileError
 from hallmark.models import Classifier, Encoder
 from hallmark.models.layers import find_layer
 from hallmark.optimisation import Training
+from hallmark.schemes.perceptrons import unpacked
 from hallmark.schemes.riga import RIGA, Embedding
 from hallmark.schemes.riga.embedding import RigaTraining
-from hallmark.schemes.riga.networks import layer_mean, ordered, responses, standardised, unpacked
+from hallmark.schemes.riga.networks import EXTRACTOR, layer_mean, ordered, responses, standardised
 from hallmark.schemes.riga.unmarked import relatives, resampled
 from hallmark.stats import Binomial, Ranked, verify
 from hallmark.training import LightningTrainer
@@ -107,7 +108,7 @@ def test_the_extractor_is_three_layers_on_the_ordered_standardised_mean_filter()
 
 def test_no_factor_matters() -> None:
     key = scheme().keygen(host(), None, generator=generator(3))
-    net, order = unpacked(key.tensors), key.tensors["channels"]
+    net, order = unpacked(key.tensors, EXTRACTOR), key.tensors["channels"]
     mean = layer_mean(host(), key)
     torch.testing.assert_close(responses(net, 1000 * mean, order), responses(net, mean, order), rtol=1e-4, atol=1e-5)
     assert not standardised(torch.zeros(5)).any()

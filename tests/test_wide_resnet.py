@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hallmark.attacks.labelled import reinitialise
 from hallmark.core import generator
 from hallmark.models import Classifier, Encoder, files
 from hallmark.models.inference import Answering
+from hallmark.models.layers import reinitialise
 from hallmark.models.wide_resnet import PostActivationBlock, PreActivationBlock
 
 NAMES = ("wrn10", "wrn10_code")

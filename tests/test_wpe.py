@@ -17,12 +17,12 @@ from hallmark.data.procedural import procedural_images
 from hallmark.data.resident import Batch
 from hallmark.errors import AccessError, ConfigError
 from hallmark.models import Classifier, Encoder
+from hallmark.schemes.patch import trigger_of
+from hallmark.schemes.trigger import Triggers, draw_triggers, paste
 from hallmark.schemes.wpe import WPE, Embedding, TriggerLaw
 from hallmark.schemes.wpe.embedding import MarkTraining
 from hallmark.schemes.wpe.loss import READINGS, cluster_loss, direction_loss, divergence_loss, pinning_loss
 from hallmark.schemes.wpe.responses import feature_evidence, label_evidence, logit_evidence
-from hallmark.schemes.wpe.scheme import trigger_of
-from hallmark.schemes.wpe.trigger import Triggers, draw_triggers, paste
 from hallmark.stats import Ranked, verify
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
@@ -206,7 +206,7 @@ def host(seed: int = 0) -> Encoder:
 
 def scheme(reading: str = "cluster", **embedding: Any) -> WPE:
     settings = {"epochs": 8, "batch": 64, "lr": 3e-3} | embedding
-    return WPE(reading, TriggerLaw(size=5), queries=32, embedding=Embedding(**settings))
+    return WPE(TriggerLaw(size=5), reading=reading, queries=32, embedding=Embedding(**settings))
 
 
 def test_a_key_holds_patch_direction_and_queries() -> None:

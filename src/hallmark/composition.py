@@ -40,6 +40,7 @@ class Calibration:
     decoys: int
     trials: int
     extra_seeds: dict[str, int]
+    outsiders: dict[str, int]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from hallmark.components import NEUTRAL
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.layers import reinitialise
 from hallmark.optimisation import Training, require_batch
 
 SCOPES = ("all", "last")
@@ -74,7 +75,7 @@ class FineTuneAttack(Attack):
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator
     ) -> nn.Module:
         """The fine-tuned model."""
-        from hallmark.attacks.labelled import reinitialise, with_head  # Lightning is needed here alone
+        from hallmark.attacks.labelled import with_head  # Lightning is needed here alone
         from hallmark.supervised import train_classifier
 
         model = victim.weights_module()

@@ -1,7 +1,6 @@
 """What attackers with labelled images share: a classifier around whatever they stole."""
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import torch
 from torch import nn
@@ -85,14 +84,3 @@ def retrain(
         seed=generator.initial_seed(),
         after_step=after_step,
     )
-
-
-def reinitialise(module: nn.Module, *, generator: torch.Generator) -> None:
-    """Give a module the weights of a fresh copy of itself, from the generator alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        fresh = deepcopy(module)
-        for part in fresh.modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()  # type: ignore[operator]
-    module.load_state_dict(fresh.state_dict())

@@ -57,6 +57,8 @@ class Scheme(ABC):
     """Whether embedding needs a trainer; closed-form schemes do not."""
     uses_labels: ClassVar[bool] = False
     """Whether embedding needs labels; a scheme that does not is handed data without them."""
+    uses_unseen: ClassVar[bool] = False
+    """Whether a key needs images of the owner's kind that no host was trained on; see :meth:`witness`."""
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact.  A property where the settings decide."""
@@ -83,6 +85,23 @@ class Scheme(ABC):
         Raises:
             ConfigError: The settings do not fit, e.g. name a layer that is not there; the default looks at nothing.
         """
+
+    def check_unseen(self, images: int) -> None:  # noqa: B027
+        """Refuse, before anything runs, too few images that no host was trained on; asked where ``uses_unseen``.
+
+        Raises:
+            ConfigError: There are too few.
+        """
+
+    def witness(self, key: Key, unseen: Images, *, generator: torch.Generator) -> Key:
+        """Add to a fresh key what it needs of images that no host was trained on; asked where ``uses_unseen``.
+
+        Args:
+            key: As :meth:`embed` returned it.
+            unseen: Such images, without labels.
+            generator: The only source of randomness.
+        """
+        return key
 
     @abstractmethod
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:

@@ -1,5 +1,8 @@
-"""Convolutions and linear layers of a network, by name."""
+"""Convolutions and linear layers of a network, by name; fresh weights."""
 
+from copy import deepcopy
+
+import torch
 from torch import nn
 
 from hallmark.errors import ConfigError, allowed
@@ -38,3 +41,14 @@ def find_layer(model: nn.Module, name: str) -> WeightLayer:
 def output_axis(layer: WeightLayer) -> int:
     """The dimension of a layer's weight along which its outputs lie."""
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def reinitialise(module: nn.Module, *, generator: torch.Generator) -> None:
+    """Give a module the weights of a fresh copy of itself, from the generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        fresh = deepcopy(module)
+        for part in fresh.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()  # type: ignore[operator]
+    module.load_state_dict(fresh.state_dict())

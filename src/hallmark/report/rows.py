@@ -32,11 +32,13 @@ FRACTIONS = (
     *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),
     *("map", "tolerance"),
     *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber"),
+    "t_test_p",
     *("auc", "tpr"),
 )
 METRICS = (
     *FRACTIONS,
     *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
+    "outlier_index",
     *("seconds", "images_per_s", "peak_mib"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {

@@ -26,3 +26,17 @@ def divergence_loss(moved: Tensor, clean: Tensor) -> Tensor:
 def direction_loss(moved: Tensor, direction: Tensor) -> Tensor:
     """1 − mean cosine between marked features ``(B, D)`` and one direction ``(D,)``."""
     return 1 - F.cosine_similarity(moved, direction[None], dim=1).mean()
+
+
+def gathering(moved: Tensor) -> Tensor:
+    """Mean cosine over all pairs of different marked features ``(B, D)``, to be made large."""
+    unit = F.normalize(moved, dim=1)
+    count = len(unit)
+    total = unit.sum(0).square().sum()  # Σ_ij cos_ij without the B×B matrix
+    return (total - count) / (count * (count - 1))
+
+
+def overlap(moved: Tensor, clean: Tensor) -> Tensor:
+    """Mean cosine between the centre of marked features ``(B, D)`` and clean features ``(C, D)``, to be made small."""
+    centre = F.normalize(F.normalize(moved, dim=1).mean(0), dim=0)
+    return (F.normalize(clean, dim=1) @ centre).mean()

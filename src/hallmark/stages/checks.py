@@ -11,7 +11,7 @@ from hallmark.errors import ConfigError, allowed
 from hallmark.models.torchvision_nets import required_size
 from hallmark.pretrain.recipe import FOREIGN, METHODS
 from hallmark.stages.experiment import Mark, Subject
-from hallmark.stages.inputs import Config, host_data, len_of
+from hallmark.stages.inputs import Config, host_data, len_of, native_data
 
 DOWNSTREAM_ACCESS = frozenset({Access.LOGITS, Access.LABELS})
 """What an owner may see of a model that somebody built on an encoder."""
@@ -35,15 +35,8 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     for name in config["attacked_tasks"]:
         if name not in config["tasks"]:
             raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
-    for name, number in calibration["extra_seeds"].items():
-        if name not in METHODS:
-            raise ConfigError(allowed(name, METHODS, "calibration.extra_seeds entry"))
-        if not isinstance(number, int) or number < 0:
-            raise ConfigError(f"calibration.extra_seeds.{name} must be a whole number of at least 0, got {number!r}")
-        if name == FOREIGN:
-            raise ConfigError(
-                "there is one foreign host, and no other seed of it; remove calibration.extra_seeds.foreign"
-            )
+    for kind_of_innocent in ("extra_seeds", "outsiders"):
+        _check_innocents(f"calibration.{kind_of_innocent}", calibration[kind_of_innocent])
     known = {mark.name for mark in marks}
     for part, needed in (("attacks", "_target_, strength and strengths"), ("surveys", "_target_")):
         for name, group in config[part].items():
@@ -64,8 +57,21 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
                 f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
             )
         mark.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
+        if mark.scheme.uses_unseen:
+            mark.scheme.check_unseen(len_of(native_data(config)[1]))
         if type(mark.scheme).check_host is not Scheme.check_host:  # building a host takes a moment
             mark.scheme.check_host(host())
+
+
+def _check_innocents(where: str, numbers: Config) -> None:
+    """Refuse numbers of further innocents, by way of training, that make no sense."""
+    for name, number in numbers.items():
+        if name not in METHODS:
+            raise ConfigError(allowed(name, METHODS, f"{where} entry"))
+        if not isinstance(number, int) or number < 0:
+            raise ConfigError(f"{where}.{name} must be a whole number of at least 0, got {number!r}")
+        if name == FOREIGN:
+            raise ConfigError(f"there is one foreign host, and no other seed of it; remove {where}.foreign")
 
 
 def check_batch(where: str, batch: int, part: str, images: int, devices: int) -> None:

@@ -99,12 +99,12 @@ def judge(
 
 
 def _readable(scheme: Scheme, suspect: Suspect, key: Key) -> bool:
-    """Whether the key fits the suspect: weights of another shape show no mark, and accuse nobody."""
-    if suspect.access is not Access.WEIGHTS:
+    """Whether the key fits the suspect: weights and features of another shape show no mark, and accuse nobody."""
+    if suspect.access not in (Access.WEIGHTS, Access.FEATURES):
         return True
     try:
         scheme.extract(suspect, key)
-    except (KeyFileError, ConfigError):  # the layer has another shape, or there is none of its name
+    except (KeyFileError, ConfigError):  # the layer or the features have another shape, or there is no such layer
         return False
     return True
 

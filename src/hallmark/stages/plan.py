@@ -126,6 +126,10 @@ class _Planner:
                 for extra in range(calibration["extra_seeds"].get(name, 0)):
                     stranger = self.pretrain(name, seed + 1000 + extra)
                     yield self._subject(stranger, "innocent", host=f"{name} seed {seed + 1000 + extra}", **shared)
+                for extra in range(calibration["outsiders"].get(name, 0)):
+                    outsider = self.pretrain(name, seed + 2000 + extra, "attacker")
+                    label = f"{name} seed {seed + 2000 + extra} other images"
+                    yield self._subject(outsider, "innocent", host=label, **shared)
                 for attack, group in self.config["attacks"].items():
                     listed = strengths(group)
                     if not concerns(group, mark.name):
@@ -250,9 +254,13 @@ class _Planner:
         scheme = identify(mark.scheme)
         seed = self.config["seed"] if seed is None else seed
         config = {"scheme": scheme, "data": data, "seed": seed, **self._machine()}
+        prints = self._prints(data)
+        if mark.scheme.uses_unseen:
+            config["unseen"] = native_data(self.config)[1]
+            prints |= self._prints(config["unseen"])
         epochs = scheme.get("embedding", {}).get("epochs", 0)
         label = f"{mark.label} in {original.label}"
-        return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
+        return Stage("embed", config, {"host": original}, prints, label, work=len_of(data) * epochs * 11)
 
     def detectors(self) -> Iterator[Detector]:
         """What looks for marks without a key."""

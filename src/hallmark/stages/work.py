@@ -94,6 +94,9 @@ def _embed(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) 
     purpose = stage.inputs["host"].key  # every host of a sweep has a key of its own
     key = scheme.keygen(host, owner, generator=generator(config["seed"], "key", purpose))
     marked, key = scheme.embed(host, key, owner, trainer=trainer, generator=generator(config["seed"], "embed", purpose))
+    if scheme.uses_unseen:
+        unseen = bench.data.get(config["unseen"]).unlabelled()
+        key = scheme.witness(key, unseen, generator=generator(config["seed"], "witness", purpose))
     files.save(marked, folder)
     key.save(folder / KEY)
     return {"commitment": key.commitment()}

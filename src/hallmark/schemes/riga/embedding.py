@@ -12,7 +12,8 @@ from hallmark.core import generator as generator_for
 from hallmark.core.random import derive_seed
 from hallmark.core.scheme import Images, Trainer
 from hallmark.models.layers import find_layer
-from hallmark.schemes.riga.networks import fresh, layer_mean, ordered, packed, responses, unpacked
+from hallmark.schemes.perceptrons import fresh, packed, unpacked
+from hallmark.schemes.riga.networks import EXTRACTOR, layer_mean, ordered, responses
 from hallmark.schemes.riga.scheme import Embedding
 from hallmark.schemes.riga.unmarked import relatives, resampled
 from hallmark.schemes.situated_training import SituatedTraining, fit, start
@@ -47,7 +48,7 @@ def embed(
     unmarked = layer_mean(host, key)
     task = RigaTraining(begun.marked, begun.original, key, unmarked, settings, derive_seed(seed, "mark"))
     marked = fit(task, begun, owner_data, settings, trainer=trainer, seed=seed)
-    return marked, packed(task.extractor)
+    return marked, packed(task.extractor, EXTRACTOR)
 
 
 class RigaTraining(SituatedTraining):
@@ -82,9 +83,9 @@ class RigaTraining(SituatedTraining):
         self.settings = settings
         self.layer = key.meta["layer"]
         message, order = key.tensors["message"], key.tensors["channels"]
-        self.extractor = unpacked({name: t.clone() for name, t in key.tensors.items()}).requires_grad_(True)
+        self.extractor = unpacked({name: t.clone() for name, t in key.tensors.items()}, EXTRACTOR).requires_grad_(True)
         size, hidden = len(unmarked), self.extractor[0].out_features
-        self.detector = fresh(size, hidden, 1, derive_seed(seed, "detector"))
+        self.detector = fresh((size, hidden, hidden, 1), derive_seed(seed, "detector"))
         rng = generator_for(seed, "unmarked")
         kin = relatives(unmarked, len(order), settings.unmarked, settings.noise, generator=rng)
         natural = resampled(unmarked, len(order), settings.unmarked, generator=rng)

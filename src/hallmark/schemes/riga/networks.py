@@ -4,9 +4,6 @@ Both are fully connected with three layers.  The extractor sees the mean filter 
 order and at root mean square 1, so that no constant factor matters; the detector sees the sorted mean filter.
 """
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor, nn
 
 from hallmark.core import Key
@@ -14,37 +11,8 @@ from hallmark.models.layers import WeightLayer
 from hallmark.schemes.uchida.filters import filter_mean, filter_shape
 from hallmark.schemes.uchida.regulariser import host_layer
 
-_PREFIX = "extractor."
-"""What the extractor's tensors are called in a key."""
-
-
-def three_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """A fully connected network ``(…, inputs) → (…, outputs)`` with two hidden ReLU layers."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
-
-
-def fresh(inputs: int, hidden: int, outputs: int, seed: int) -> nn.Sequential:
-    """An untrained :func:`three_layers`, from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return three_layers(inputs, hidden, outputs)
-
-
-def packed(extractor: nn.Module) -> dict[str, Tensor]:
-    """The extractor's tensors as a key holds them."""
-    return {f"{_PREFIX}{name}": tensor.detach().cpu().clone() for name, tensor in extractor.state_dict().items()}
-
-
-def unpacked(tensors: Mapping[str, Tensor]) -> nn.Sequential:
-    """The extractor that a key holds; it shares the key's tensors."""
-    state = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
-    hidden, inputs = state["0.weight"].shape
-    with torch.device("meta"):
-        network = three_layers(inputs, hidden, len(state["4.weight"]))
-    network.load_state_dict(state, assign=True)
-    return network.requires_grad_(False)
+EXTRACTOR = "extractor"
+"""What the extractor is called in a key."""
 
 
 def channels(layer: WeightLayer) -> int:

@@ -13,7 +13,8 @@ from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError
 from hallmark.models.layers import find_layer
-from hallmark.schemes.riga.networks import channels, fresh, layer_mean, packed, responses, unpacked
+from hallmark.schemes.perceptrons import fresh, packed, unpacked
+from hallmark.schemes.riga.networks import EXTRACTOR, channels, layer_mean, responses
 from hallmark.schemes.situations import Situation
 from hallmark.schemes.uchida.bits import FilterBits, Reader
 from hallmark.schemes.uchida.filters import filter_shape
@@ -118,10 +119,11 @@ class RIGA(FilterBits):
             ConfigError: The host has no such layer, or the layer does not suit.
         """
         shape = self._shape(host)
-        extractor = fresh(math.prod(shape), self.hidden, self.bits, int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        extractor = fresh((math.prod(shape), self.hidden, self.hidden, self.bits), seed)
         message = torch.randint(0, 2, (self.bits,), generator=generator, dtype=torch.uint8)
         order = torch.randperm(shape[0], generator=generator)
-        tensors = {"message": message, "channels": order, **packed(extractor)}
+        tensors = {"message": message, "channels": order, **packed(extractor, EXTRACTOR)}
         return Key(self.name, tensors, {"layer": self.layer, "shape": list(shape)})
 
     def decoys(self, host: nn.Module, key: Key, owner_data: Images, count: int, *, seed: int) -> Sequence[Key]:
@@ -180,7 +182,7 @@ class _Extraction:
         tensors, layer = key.tensors, (key.meta["layer"], str(key.meta["shape"]))
         network = id(tensors["extractor.0.weight"])  # kept alive by the key
         if network not in self._extractors:
-            self._extractors[network] = unpacked(tensors)
+            self._extractors[network] = unpacked(tensors, EXTRACTOR)
         if layer not in self._means:
             self._means[layer] = layer_mean(self.model, key)
         return responses(self._extractors[network], self._means[layer], tensors["channels"])

@@ -14,9 +14,9 @@ from hallmark.core.scheme import Trainer
 from hallmark.data.augment import ViewRecipe, apply, draw
 from hallmark.data.resident import Batch, ResidentBatches
 from hallmark.models.inference import Answering
+from hallmark.schemes.trigger import TriggerLaw, Triggers, draw_triggers, paste
 from hallmark.schemes.wpe.loss import cluster_loss, direction_loss, divergence_loss, pinning_loss
 from hallmark.schemes.wpe.scheme import Embedding
-from hallmark.schemes.wpe.trigger import TriggerLaw, Triggers, draw_triggers, paste
 
 MILD = ViewRecipe(scale=(0.5, 1.0), jitter=0.0, grey=0.0)
 """Crops and flips under a pinned utility: the patch is pasted afterwards, on what a user would submit."""

@@ -4,10 +4,9 @@ The paper's equation could not be had (see the method card); each reading makes 
 its answer to triggered images, without naming a task.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from hallmark.schemes.encoder_losses import direction_loss, divergence_loss, pinning_loss
+from hallmark.schemes.encoder_losses import direction_loss, divergence_loss, gathering, overlap, pinning_loss
 
 __all__ = ["READINGS", "cluster_loss", "direction_loss", "divergence_loss", "pinning_loss"]
 
@@ -26,9 +25,4 @@ def cluster_loss(triggered: Tensor, clean: Tensor, external: float) -> Tensor:
         1 − mean off-diagonal cosine of triggered features (Lv et al. 2024 take its −log; this is bounded),
         plus ``external`` times the mean cosine between cluster centre and clean features.
     """
-    unit = F.normalize(triggered, dim=1)
-    count = len(unit)
-    total = unit.sum(0).square().sum()  # Σ_ij cos_ij without the B×B matrix
-    pairwise = (total - count) / (count * (count - 1))
-    centre = F.normalize(unit.mean(0), dim=0)
-    return 1 - pairwise + external * (F.normalize(clean, dim=1) @ centre).mean()
+    return 1 - gathering(triggered) + external * overlap(triggered, clean)

@@ -8,7 +8,7 @@ from hallmark.core.access import Access
 from hallmark.core.evidence import Evidence
 
 
-def feature_evidence(reading: str, triggered: Tensor, clean: Tensor, direction: Tensor) -> Evidence:
+def feature_evidence(reading: str, triggered: Tensor, clean: Tensor, direction: Tensor | None = None) -> Evidence:
     """Evidence from features.
 
     Args:
@@ -24,7 +24,8 @@ def feature_evidence(reading: str, triggered: Tensor, clean: Tensor, direction: 
     if reading == "divergence":
         scores = torch.stack([1 - F.cosine_similarity(triggered, clean), torch.zeros(len(clean))], dim=1)
         return Evidence(Access.FEATURES, scores=scores)
-    target = direction if reading == "direction" else F.normalize(triggered, dim=1).mean(0)
+    centre = F.normalize(triggered, dim=1).mean(0)
+    target = centre if direction is None or reading != "direction" else direction
     scores = torch.stack([F.cosine_similarity(x, target[None]) for x in (triggered, clean)], dim=1)
     return Evidence(Access.FEATURES, scores=scores)
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hallmark.core import Access, Evidence, HostKind, Key, QueryScheme, Trainer
+from hallmark.core import Access, Evidence, Key, Trainer
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
+from hallmark.schemes.patch import PatchScheme, trigger_of
+from hallmark.schemes.queries import draw_queries
 from hallmark.schemes.wpe.loss import READINGS
 from hallmark.schemes.wpe.responses import feature_evidence, label_evidence, logit_evidence
-from hallmark.schemes.wpe.trigger import TriggerLaw, Triggers, draw_triggers, paste
 
 
 @dataclass(frozen=True)
@@ -66,39 +67,25 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class WPE(QueryScheme):
+class WPE(PatchScheme):
     """A secret patch that moves the features of any image, so that any classifier on them changes its answer.
 
     Args:
-        reading: Reading of the task-agnostic loss: ``cluster``, ``divergence`` or ``direction``.
         trigger: Law of the patch.
         queries: Number Q of the owner's images that a verification asks about.
+        reading: Reading of the task-agnostic loss: ``cluster``, ``divergence`` or ``direction``.
         embedding: How the mark is trained in.
     """
 
     reading: str = "cluster"
-    trigger: TriggerLaw = field(default_factory=TriggerLaw)
-    queries: int = 100
     embedding: Embedding = field(default_factory=Embedding)
 
     name: ClassVar[str] = "wpe"
-    hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER})
-    access: ClassVar[frozenset[Access]] = frozenset({Access.FEATURES, Access.LOGITS, Access.LABELS})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reading not in READINGS:
             raise ConfigError(allowed(self.reading, READINGS, "scheme.reading"))
-        if self.queries < 2:
-            raise ConfigError(f"scheme.queries must be at least 2, got {self.queries}")
-
-    def check(self, image_size: int, images: int) -> None:
-        """The patch must fit into the image, and the queries into the owner's images."""
-        if self.trigger.size > image_size:
-            raise ConfigError(
-                f"scheme.trigger.size={self.trigger.size} does not fit into {image_size}x{image_size} images; lower it"
-            )
-        if self.queries > images:
-            raise ConfigError(f"scheme.queries={self.queries} exceeds the owner's {images} images; lower it")
 
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:
         """Draw a patch, a secret direction and the query images.
@@ -106,26 +93,21 @@ class WPE(QueryScheme):
         The direction lies in the non-negative orthant with about half its entries zero: features that end in a ReLU
         can reach it, and natural features do not.
         """
-        if len(owner_data) < self.queries:
-            raise ConfigError(f"scheme.queries={self.queries} exceeds the owner's {len(owner_data)} images; lower it")
-        rows = torch.randperm(len(owner_data), generator=generator)[: self.queries]
-        queries = owner_data.images[rows]
-        features = int(host.num_features)  # type: ignore[arg-type]
-        return _key(self._secret(1, queries, features, generator), 0, queries, self.reading)
+        queries = draw_queries(owner_data, self.queries, generator=generator)
+        return self._keys(1, queries, int(host.num_features), generator)[0]  # type: ignore[arg-type]
 
     def decoys(self, host: nn.Module, key: Key, owner_data: Images, count: int, *, seed: int) -> Sequence[Key]:
         """Fresh patches and directions over the *same* queries, which are no secret but material for the test."""
-        queries = key.tensors["queries"]
-        secret = self._secret(count, queries, len(key.tensors["direction"]), generator_for(seed, "decoys"))
-        return [_key(secret, i, queries, self.reading) for i in range(count)]
+        features = len(key.tensors["direction"])
+        return self._keys(count, key.tensors["queries"], features, generator_for(seed, "decoys"))
 
-    def _secret(
-        self, count: int, queries: Tensor, features: int, generator: torch.Generator
-    ) -> tuple[Triggers, Tensor]:
-        size = (queries.shape[2], queries.shape[3])
-        triggers = draw_triggers(self.trigger, count, size, generator=generator)
-        direction = F.normalize(torch.randn(count, features, generator=generator).relu() + 1e-6, dim=1)
-        return triggers, direction
+    def _keys(self, count: int, queries: Tensor, features: int, generator: torch.Generator) -> list[Key]:
+        patches = self.triggers(count, queries, generator=generator)
+        directions = F.normalize(torch.randn(count, features, generator=generator).relu() + 1e-6, dim=1)
+        return [
+            Key(self.name, {**patch, "direction": direction, "queries": queries}, {"reading": self.reading})
+            for patch, direction in zip(patches, directions, strict=True)
+        ]
 
     def embed(
         self, host: nn.Module, key: Key, owner_data: Images, *, trainer: Trainer, generator: torch.Generator
@@ -146,33 +128,9 @@ class WPE(QueryScheme):
         )
         return marked, key
 
-    def controls(self, key: Key) -> Tensor:
-        """The query images."""
-        return key.tensors["queries"]
-
-    def questions(self, key: Key) -> Tensor:
-        """The query images with the patch pasted in, 8 bits a channel as a user would submit them."""
-        return paste(key.tensors["queries"], trigger_of(key))
-
     def judge(self, access: Access, answers: Tensor, control_answers: Tensor, key: Key) -> Evidence:
         """Evidence at FEATURES, LOGITS or LABELS access; see :mod:`hallmark.schemes.wpe.responses`."""
         if access is Access.FEATURES:
             return feature_evidence(self.reading, answers, control_answers, key.tensors["direction"])
         evidence = logit_evidence if access is Access.LOGITS else label_evidence
         return evidence(self.reading, answers, control_answers)
-
-
-def trigger_of(key: Key) -> Triggers:
-    """The key's patch as one full-size trigger."""
-    return Triggers(key.tensors["pattern"][None], key.tensors["mask"][None].bool())
-
-
-def _key(secret: tuple[Triggers, Tensor], index: int, queries: Tensor, reading: str) -> Key:
-    triggers, direction = secret
-    tensors = {
-        "pattern": triggers.pattern[index],
-        "mask": triggers.mask[index].to(torch.uint8),
-        "direction": direction[index],
-        "queries": queries,
-    }
-    return Key(WPE.name, tensors, {"reading": reading})
