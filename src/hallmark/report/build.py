@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, surveys, tables
+from hallmark.report import against, analysis, contents, features, figures, page, responses, rows, summary, surveys, tables
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 
@@ -19,6 +19,7 @@ TABLES = {
     "fidelity": contents.fidelity,
     "verdicts": contents.verdict,
     "false_positives": contents.false_positives,
+    "responses": responses.responses,
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
