@@ -38,7 +38,7 @@ METRICS = (
     *FRACTIONS,
     *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
     *("response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
-    *("seconds", "images_per_s", "peak_mib"),
+    *("seconds", "queries", "images_per_s", "peak_mib"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "pretrain": ("", *PRETRAINS),

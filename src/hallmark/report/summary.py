@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hallmark.report import analysis, responses
+from hallmark.report import analysis
 from hallmark.report.analysis import CONTROLS
+from hallmark.report.responses import sentences
 from hallmark.report.tables import plain, points
 
 
@@ -37,7 +38,7 @@ def facts(rows: pd.DataFrame) -> tuple[str, ...]:
     if len(fate):
         counts = ", ".join(f"{fate[name]} {name}" for name in analysis.OUTCOMES if name in fate.index)
         found.append(f"Under attack, of {fate.sum()} attacked models: {counts}.")
-    return (*found, *responses.sentences(rows))
+    return (*found, *sentences(rows))
 
 
 def _of(flags: pd.Series) -> str:

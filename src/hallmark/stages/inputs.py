@@ -55,12 +55,25 @@ def embedding_data(config: Config, part: str = "owner") -> dict[str, Any]:
     Raises:
         ConfigError: The set is no group of ``conf/data/downstream``.
     """
-    other = config["embedding_data"]
+    return _instead(config, config["embedding_data"], part, "embedding_data")
+
+
+def attack_data(config: Config, group: Config, where: str) -> dict[str, Any]:
+    """Description of the images of an attack's group: the attacker's own, unless it names another set as ``data``.
+
+    Raises:
+        ConfigError: The set is no group of ``conf/data/downstream``.
+    """
+    return _instead(config, group.get("data"), "attacker", f"{where}.data")
+
+
+def _instead(config: Config, other: Any, part: str, where: str) -> dict[str, Any]:
+    """Another set than a part of the host's images; of the host's own set each has its part, and no other."""
     if not other:
         return host_data(config, part)
     if not isinstance(other, Mapping) or not {"name", "train"} <= set(other):
-        raise ConfigError(f"embedding_data is {other!r}; write e.g. +data/downstream@embedding_data=gtsrb")
-    if other["name"] == config["data"]["name"]:  # each has a part of it, and no other
+        raise ConfigError(f"{where} is {other!r}; write e.g. +data/downstream@{where}=gtsrb")
+    if other["name"] == config["data"]["name"]:
         return host_data(config, part)
     return _images(config, other["name"], "train", other["train"])
 
@@ -78,7 +91,7 @@ def len_of(data: Config) -> int:
 
 def attack_settings(group: Config, strength: float) -> dict[str, Any]:
     """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
-    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants")}
+    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants", "data")}
     return {**fields, group["strength"]: strength}
 
 

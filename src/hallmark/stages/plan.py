@@ -22,6 +22,7 @@ from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
     Config,
+    attack_data,
     attack_settings,
     concerns,
     downstream_data,
@@ -165,7 +166,9 @@ class _Planner:
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
         attack = self._attack(name, strength)
         settings = identify(attack)
-        data = host_data(self.config, "attacker")
+        group = self.config["attacks"][name]
+        data = attack_data(self.config, group, f"attacks.{name}")
+        unit = f"{attack.unit} of {group['data']['name']}" if group.get("data") else attack.unit
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
         epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
         stage = Stage(
@@ -173,10 +176,10 @@ class _Planner:
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
             {"victim": victim},
             self._prints(data),
-            f"{attack.name} {strength:g} {attack.unit} on {victim.label}",
-            work=len_of(data) * (3 * epochs + 1),
+            f"{attack.name} {strength:g} {unit} on {victim.label}",
+            work=len_of(data) * (3 * epochs + 1) + 3 * settings.get("steps", 0) * settings.get("batch", 1),
         )
-        return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=attack.unit, **shared)
+        return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=unit, **shared)
 
     def _subject(
         self,

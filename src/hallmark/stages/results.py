@@ -61,6 +61,10 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
     yield Row(
         **common, **_origin(subject.stage, made), **carried, metric="seconds", value=made["seconds"],
     )  # fmt: skip
+    if made.get("queries"):  # what a thief that sees answers alone has asked; others read weights
+        yield Row(
+            **common, **_origin(subject.stage, made), **carried, metric="queries", value=made["queries"],
+        )  # fmt: skip
     for (downstream, task), stage in subject.transfers.items():
         content = result(stage)
         for figure in content["measurements"]:
