@@ -14,6 +14,7 @@ from hallmark.report import against, analysis, contents, features, figures, page
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 from hallmark.report.responses import responses
+from hallmark.report.survival import extraction
 
 TABLES = {
     "glance": contents.headline,
@@ -24,6 +25,7 @@ TABLES = {
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
+    "extraction": extraction,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }

@@ -38,7 +38,7 @@ def responses(rows: pd.DataFrame, name: str) -> Table:
         "original answers by construction: the perturbation was made on it. Verdicts rank the true key among "
         "perturbations made in the same way."
     )
-    keys = tuple(Column(_HEADS.get(key, key), key) for key in KEYS)
+    keys = tuple(Column(_HEADS.get(key, key), key) for key in KEYS if frame[key].nunique() > 1)
     return Table(name, "Responses: how far the perturbation moves whom", note, frame, (*keys, *columns))
 
 

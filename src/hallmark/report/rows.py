@@ -36,7 +36,7 @@ FRACTIONS = (
 )
 METRICS = (
     *FRACTIONS,
-    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
+    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response", "statistic"),
     *("response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
     *("seconds", "queries", "images_per_s", "peak_mib"),
 )

@@ -89,10 +89,19 @@ def len_of(data: Config) -> int:
     return int((data["limit"] or 50_000) * share)
 
 
-def attack_settings(group: Config, strength: float) -> dict[str, Any]:
-    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
+def attack_settings(group: Config, strength: float, scheme: Config) -> dict[str, Any]:
+    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn.
+
+    Where its ``scheme`` is null, it is ``scheme``, that of the mark under attack.
+    """
+    own = {"scheme": scheme} if by_own_kind(group) else {}
     fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants", "data")}
-    return {**fields, group["strength"]: strength}
+    return {**fields, **own, group["strength"]: strength}
+
+
+def by_own_kind(group: Config) -> bool:
+    """Whether an attack imitates each mark that it is made on: its ``scheme`` is null."""
+    return "scheme" in group and group["scheme"] is None
 
 
 def strengths(group: Config) -> list[float]:
@@ -108,8 +117,13 @@ def strengths(group: Config) -> list[float]:
     return list(group["strengths"])
 
 
-def concerns(group: Config, mark: str) -> bool:
-    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``."""
+def concerns(group: Config, mark: str, *, trained: bool = True) -> bool:
+    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``.
+
+    One that imitates each mark is made on those that are ``trained`` in.
+    """
+    if by_own_kind(group) and not trained:
+        return False
     return not group.get("variants") or mark in group["variants"]
 
 

@@ -1,6 +1,7 @@
 """From finished stages to result rows."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -89,6 +90,8 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
                 ("ber", wrong_bits) if judgement["access"].startswith(Access.WEIGHTS) else ("wsr", judgement["matches"])
             )
             yield _share(row, metric, count, judgement["trials"])
+        elif math.isfinite(judgement["statistic"]):  # of paired scores, the mean difference
+            yield Row(**row, metric="statistic", value=judgement["statistic"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
             yield _share(row, "foreign_flip", *judgement["foreign"])
         if subject.suspect == "marked" and subject.attack == "none" and judgement["null_p"]:
