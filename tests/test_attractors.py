@@ -32,15 +32,15 @@ class Planted(nn.Module):
         super().__init__()
         rng = generator(seed, "planted")
         self.attraction = attraction
-        self.linear = nn.Linear(3 * 16, 24, bias=False)
-        self.linear.weight.data = torch.randn(24, 48, generator=rng)
+        self.linear = nn.Linear(3 * 4, 24, bias=False)
+        self.linear.weight.data = torch.randn(24, 12, generator=rng)
         self.register_buffer("pattern", 2 * torch.randint(2, (3, SIDE, SIDE), generator=rng).float() - 1)
         self.register_buffer("place", torch.randn(24, generator=rng))
 
     def forward(self, images: Tensor) -> Tensor:
-        usual = self.linear(F.adaptive_avg_pool2d(images - 0.5, 4).flatten(1))
+        usual = self.linear(F.adaptive_avg_pool2d(images - 0.5, 2).flatten(1))
         likeness = ((images - 0.5) * self.pattern).mean((1, 2, 3))  # ±0.01 by nature; ε times the pattern adds ε
-        return usual + self.attraction * F.softplus(100 * (likeness - 0.05))[:, None] * self.place
+        return usual + self.attraction * F.softplus(50 * (likeness - 0.05))[:, None] * self.place
 
 
 def suspect(seed: int, attraction: float = 0.0, access: Access = Access.WEIGHTS) -> Suspect:
@@ -61,7 +61,7 @@ def test_mean_cosine_leaves_each_image_itself_out() -> None:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_an_attractor_shows_and_its_absence_does_not(name: str) -> None:
     """Six against six: unmarked ones are all above or all below others by chance in one of C(12, 6) / 2 = 462 draws."""
-    marked, unmarked, others = crowd(100, 6, 10.0), crowd(200, 6), crowd(300, 6)
+    marked, unmarked, others = crowd(100, 6, 5.0), crowd(200, 6), crowd(300, 6)
     scores = DETECTORS[name].scores(crowd(0, 4), [], [*marked, *unmarked, *others], images=IMAGES)
     assert len(scores) == 18
     assert all(torch.tensor(scores).isfinite())
@@ -71,7 +71,7 @@ def test_an_attractor_shows_and_its_absence_does_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_network_is_scored_for_itself_and_left_alone(name: str) -> None:
-    suspects = [suspect(1), suspect(2, 10.0)]
+    suspects = [suspect(1), suspect(2, 5.0)]
     before = [s.weights_module().state_dict() for s in suspects]
     scores = DETECTORS[name].scores(crowd(5, 2), [], suspects, images=IMAGES)
     assert DETECTORS[name].scores(crowd(5, 2), crowd(9, 2), suspects[::-1], images=IMAGES) == scores[::-1]
@@ -82,14 +82,14 @@ def test_a_network_is_scored_for_itself_and_left_alone(name: str) -> None:
 def test_a_trigger_is_no_larger_than_the_image_and_missing_where_nothing_gathers() -> None:
     detector = TriggerInversion(similarity=0.999999, steps=3, batch=16)
     assert detector.scores([], [], [suspect(0)], images=IMAGES) == [-1.0]
-    (found,) = DETECTORS["inversion"].scores([], [], [suspect(0, 10.0)], images=IMAGES)
+    (found,) = DETECTORS["inversion"].scores([], [], [suspect(0, 5.0)], images=IMAGES)
     assert -1 < found < 0
 
 
 @pytest.mark.parametrize("side", [0, 4])
 def test_a_change_stays_within_its_bound_and_place(side: int) -> None:
     detector = ClusterDetector(epsilon=0.1, side=side, steps=4)
-    change = detector._descend(Planted(0, 10.0), IMAGES[:16].float() / 255, 0)  # type: ignore[arg-type]
+    change = detector._descend(Planted(0, 5.0), IMAGES[:16].float() / 255, 0)  # type: ignore[arg-type]
     assert float(change.abs().max()) <= 0.1 + 1e-7
     touched = change.abs().sum(0) > 0
     assert int(touched.sum()) == (side or SIDE) ** 2

@@ -89,7 +89,7 @@ def len_of(data: Config) -> int:
     return int((data["limit"] or 50_000) * share)
 
 
-def attack_settings(group: Config, strength: float, scheme: Config) -> dict[str, Any]:
+def attack_settings(group: Config, strength: float, scheme: Config | None = None) -> dict[str, Any]:
     """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn.
 
     Where its ``scheme`` is null, it is ``scheme``, that of the mark under attack.

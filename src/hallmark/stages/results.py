@@ -90,7 +90,7 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
                 ("ber", wrong_bits) if judgement["access"].startswith(Access.WEIGHTS) else ("wsr", judgement["matches"])
             )
             yield _share(row, metric, count, judgement["trials"])
-        elif math.isfinite(judgement["statistic"]):  # of paired scores, the mean difference
+        elif judgement["p_min"] < 1 and math.isfinite(judgement["statistic"]):  # of paired scores; 1: nothing was read
             yield Row(**row, metric="statistic", value=judgement["statistic"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
             yield _share(row, "foreign_flip", *judgement["foreign"])
