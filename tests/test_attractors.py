@@ -20,7 +20,7 @@ from stolen import data
 SIDE = 12
 IMAGES = data(192).images
 DETECTORS: dict[str, Detector] = {
-    "inversion": TriggerInversion(similarity=0.9, steps=40, batch=16),
+    "inversion": TriggerInversion(similarity=0.97, steps=40, batch=16, restarts=3),
     "cluster": ClusterDetector(epsilon=0.15, steps=20, restarts=2, batch=16, references=96),
 }
 
@@ -32,8 +32,9 @@ class Planted(nn.Module):
         super().__init__()
         rng = generator(seed, "planted")
         self.attraction = attraction
-        self.linear = nn.Linear(3 * 4, 24, bias=False)
+        self.linear = nn.Linear(3 * 4, 24)
         self.linear.weight.data = torch.randn(24, 12, generator=rng)
+        self.linear.bias.data = torch.randn(24, generator=rng)  # so that no image is at the planted place by nature
         self.register_buffer("pattern", 2 * torch.randint(2, (3, SIDE, SIDE), generator=rng).float() - 1)
         self.register_buffer("place", torch.randn(24, generator=rng))
 

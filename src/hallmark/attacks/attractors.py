@@ -38,12 +38,14 @@ class TriggerInversion(Detector):
         steps: Steps of Adam, with DECREE's β of 0.5 and 0.9.
         batch: Images that the trigger has to gather.
         lr: DECREE's learning rate.
+        restarts: Starts from which a trigger is sought; the smallest counts, since some lead nowhere.
     """
 
     similarity: float = 0.99
     steps: int = 200
     batch: int = 128
     lr: float = 0.5
+    restarts: int = 2
 
     name: ClassVar[str] = "trigger_inversion"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER})
@@ -52,9 +54,10 @@ class TriggerInversion(Detector):
     def __post_init__(self) -> None:
         if not -1 < self.similarity < 1:
             raise ConfigError(f"trigger_inversion similarity is a cosine below 1, got {self.similarity}")
-        if self.steps < 1 or self.batch < 2 or not self.lr > 0:
+        if min(self.steps, self.restarts) < 1 or self.batch < 2 or not self.lr > 0:
             raise ConfigError(
-                f"trigger_inversion needs steps ≥ 1, batch ≥ 2 and lr > 0, got {self.steps}, {self.batch} and {self.lr}"
+                "trigger_inversion needs steps and restarts ≥ 1, batch ≥ 2 and lr > 0, got "
+                f"{self.steps}, {self.restarts}, {self.batch} and {self.lr}"
             )
 
     @property
@@ -72,16 +75,17 @@ class TriggerInversion(Detector):
     ) -> list[float]:
         """Minus the smallest mean of a mask that gathers the images; −1, the whole image, where none was found."""
         drawn = _draw(images, self.batch)
-        return [-self.invert(encoder, drawn) for encoder in _encoders(suspects)]
+        starts = range(self.restarts)
+        return [-min(self.invert(encoder, drawn, start) for start in starts) for encoder in _encoders(suspects)]
 
-    def invert(self, encoder: Answering, images: Tensor) -> float:
-        """Mean of the smallest mask that gathers images ``(B, 3, H, W)`` in [0, 1]; 1 if none does."""
-        rng = generator_for(_SEED, "trigger")
+    def invert(self, encoder: Answering, images: Tensor, start: int) -> float:
+        """Mean of the smallest mask found that gathers images ``(B, 3, H, W)`` in [0, 1]; 1 if none does."""
+        rng = generator_for(_SEED, "trigger", start)
         shape = images.shape[1:]
         pattern = torch.randn(shape, generator=rng).to(images).requires_grad_(True)
         mask = torch.randn(shape[1:], generator=rng).to(images).requires_grad_(True)
         optimiser = torch.optim.Adam([pattern, mask], lr=self.lr, betas=(0.5, 0.9))
-        least, weight = 1.0, 1.0
+        least, weight = 1.0, 0.1
         for _ in range(self.steps):
             shown = mask.sigmoid()
             cosine = mean_cosine(encoder((1 - shown) * images + shown * pattern.sigmoid()).float())
@@ -100,7 +104,8 @@ class ClusterDetector(Detector):
 
     Universal changes are sought by sign steps that make features of changed images alike.  On images that were not
     used for it two numbers tell what was found: how dense the cluster is (mean pairwise cosine), and how far from
-    images it lies (mean cosine distance to the nearest feature of an image as it is).  Both are held against the
+    images it lies (mean cosine distance to the nearest feature of an image as it is, in units of what lies between
+    images that were not changed either).  Both are held against the
     attacker's unmarked networks, and the lesser excess counts, of the most conspicuous of several changes: an encoder
     that finds all images alike is dense, but not away; one that is easily led astray is away, but not dense.
 
@@ -165,13 +170,13 @@ class ClusterDetector(Detector):
         sought, tried, reference = images.split([self.batch, self.batch, self.references])
         with torch.no_grad():
             places = F.normalize(encoder(reference).float(), dim=1)
+            spacing = _to_nearest(encoder(tried).float(), places).clamp_min(1e-6)
         found = []
         for number in range(self.restarts):
             change = self._descend(encoder, sought, number)
             with torch.no_grad():
                 moved = encoder((tried + change).clamp(0, 1)).float()
-            nearest = (F.normalize(moved, dim=1) @ places.T).amax(1)
-            found.append((float(mean_cosine(moved)), float(1 - nearest.mean())))
+            found.append((float(mean_cosine(moved)), float(_to_nearest(moved, places) / spacing)))
         return found
 
     def _descend(self, encoder: Answering, images: Tensor, number: int) -> Tensor:
@@ -198,6 +203,11 @@ def mean_cosine(features: Tensor) -> Tensor:
     count = len(features)
     total = F.normalize(features, dim=1).sum(0).square().sum()
     return (total - count) / (count * (count - 1))
+
+
+def _to_nearest(features: Tensor, places: Tensor) -> Tensor:
+    """Mean cosine distance of features ``(B, D)`` to the nearest of ``places`` ``(N, D)`` of unit length."""
+    return 1 - (F.normalize(features, dim=1) @ places.T).amax(1).mean()
 
 
 def _draw(images: Tensor | None, count: int) -> Tensor:
