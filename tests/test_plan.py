@@ -292,27 +292,3 @@ def test_a_number_of_innocent_seeds_that_cannot_be_is_refused(bits, number):
     seeds = bits["calibration"] | {"extra_seeds": {"supervised": number}}
     with pytest.raises(ConfigError, match=r"extra_seeds\.supervised must be a whole number"):
         plan(bits | {"calibration": seeds}, prints)
-
-
-def imitating(*more: str):
-    """Stages of an attack that imitates each mark of two, one of which is not trained in."""
-    marks = ["+scheme@variants.wpe=wpe", "+scheme@variants.uchida=uchida", "variants.uchida.layer=layer3.conv2"]
-    second = ["+attack@attacks.second=overwrite", "attacks.second.scheme=null", "attacks.second.strengths=[1]"]
-    config = compose([*TINY, "scale.bits=16", *marks, *second, *more])
-    stages = plan(config, prints).stages
-    return [s for s in stages if s.kind == "attack" and "overwrite" in s.label]
-
-
-def test_each_mark_is_overwritten_by_its_own_kind():
-    stages = imitating("variants.uchida.embedding.situation=distill")
-    found = {(s.config["attack"]["scheme"]["_target_"].rsplit(".", 1)[1], s.label.split(" on ")[1]) for s in stages}
-    assert found == {
-        ("WPE", "wpe in simclr seed 0"), ("WPE", "simclr seed 0"),
-        ("Uchida", "uchida in simclr seed 0"), ("Uchida", "simclr seed 0"),
-    }  # fmt: skip
-
-
-def test_marks_that_are_not_trained_in_meet_no_second_of_their_kind(monkeypatch):
-    monkeypatch.setattr("hallmark.schemes.uchida.scheme.Uchida.trains", False)
-    stages = imitating("variants.uchida.embedding.situation=distill")
-    assert {s.label.split(" on ")[1] for s in stages} == {"wpe in simclr seed 0", "simclr seed 0"}

@@ -36,9 +36,9 @@ FRACTIONS = (
 )
 METRICS = (
     *FRACTIONS,
-    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response", "statistic"),
-    *("response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
-    *("seconds", "queries", "images_per_s", "peak_mib"),
+    *("statistic", "queries", "response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
+    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
+    *("seconds", "images_per_s", "peak_mib"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "pretrain": ("", *PRETRAINS),

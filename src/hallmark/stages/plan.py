@@ -53,7 +53,7 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_experiment(config, planner.marks, planner.kind, lambda: planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
-    models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed, planner.prints)
+    models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed, planner._prints)
     detections = tuple(models.detections(list(planner.detectors())))
     return Experiment(config, subjects, detections, tuple(models.histograms()), tuple(planner.surveys()))
 
@@ -160,7 +160,7 @@ class _Planner:
         if mark is not None:
             embed = self.embed(original, mark)
             config["scheme"], inputs["mark"], seen = identify(mark.scheme), embed, embed.label
-        prints = self.prints(owner) | self.prints(test)
+        prints = self._prints(owner) | self._prints(test)
         return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test))
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
@@ -175,7 +175,7 @@ class _Planner:
             "attack",
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
             {"victim": victim},
-            self.prints(data),
+            self._prints(data),
             f"{attack.name} {strength:g} {unit} on {victim.label}",
             work=len_of(data) * (3 * epochs + 1) + 3 * settings.get("steps", 0) * settings.get("batch", 1),
         )
@@ -223,7 +223,7 @@ class _Planner:
             "verify",
             settings,
             {"subject": stage, "mark": embed, **judged},
-            self.prints(data),
+            self._prints(data),
             f"{stage.label}, by the key of {embed.label}",
             work=(decoys + trials) * (getattr(mark.scheme, "queries", 1) * apart + mark.scheme.decoy_work),
         )
@@ -232,7 +232,7 @@ class _Planner:
         """An unmarked host, trained on the images of ``part``."""
         recipe = self.recipes[name]
         data = host_data(self.config, part)
-        prints, work = self.prints(data), 0.0
+        prints, work = self._prints(data), 0.0
         if isinstance(recipe, ForeignRecipe):
             prints |= {recipe.file: self.fingerprint(f"{FILE}{recipe.file}")} if recipe.file else {}
         else:
@@ -255,7 +255,7 @@ class _Planner:
         config = {"scheme": scheme, "data": data, "seed": seed, **self._machine()}
         epochs = scheme.get("embedding", {}).get("epochs", 0)
         label = f"{mark.label} in {original.label}"
-        return Stage("embed", config, {"host": original}, self.prints(data), label, work=len_of(data) * epochs * 11)
+        return Stage("embed", config, {"host": original}, self._prints(data), label, work=len_of(data) * epochs * 11)
 
     def detectors(self) -> Iterator[Detector]:
         """What looks for marks without a key."""
@@ -293,7 +293,7 @@ class _Planner:
         }
         work = len_of(train) * (1 + 3 * settings.get("epochs", 0)) + len_of(test)
         label = f"{name} on {where} of {stage.label}" if where else f"{name} of {stage.label}"
-        return Stage("transfer", config, {"host": stage}, self.prints(train), label, work=work)
+        return Stage("transfer", config, {"host": stage}, self._prints(train), label, work=work)
 
     @cache  # noqa: B019 - a planner lives for one plan; checking a task's types takes milliseconds, a plan asks often
     def _task(self, name: str) -> Task:
@@ -317,6 +317,5 @@ class _Planner:
         compiled = {"compile": True} if self.config["trainer"]["compile"] else {}
         return {"precision": self.config["trainer"]["precision"], **compiled}
 
-    def prints(self, data: Config) -> dict[str, str]:
-        """Fingerprints of the data that a description names."""
+    def _prints(self, data: Config) -> dict[str, str]:
         return {data["name"]: self.fingerprint(data["name"])}
