@@ -20,7 +20,7 @@ from stolen import data
 SIDE = 12
 IMAGES = data(192).images
 DETECTORS: dict[str, Detector] = {
-    "inversion": TriggerInversion(similarity=0.97, steps=40, batch=16, restarts=3),
+    "inversion": TriggerInversion(similarity=0.97, steps=40, batch=16),
     "cluster": ClusterDetector(epsilon=0.15, steps=20, restarts=2, batch=16, references=96),
 }
 
@@ -34,9 +34,10 @@ class Planted(nn.Module):
         self.attraction = attraction
         self.linear = nn.Linear(3 * 4, 24)
         self.linear.weight.data = torch.randn(24, 12, generator=rng)
-        self.linear.bias.data = torch.randn(24, generator=rng)  # so that no image is at the planted place by nature
+        # like features behind a ReLU, and so that no image is at the planted place by nature
+        self.linear.bias.data, place = torch.randn(2, 24, generator=rng).abs()
         self.register_buffer("pattern", 2 * torch.randint(2, (3, SIDE, SIDE), generator=rng).float() - 1)
-        self.register_buffer("place", torch.randn(24, generator=rng))
+        self.register_buffer("place", place)
 
     def forward(self, images: Tensor) -> Tensor:
         usual = self.linear(F.adaptive_avg_pool2d(images - 0.5, 2).flatten(1))

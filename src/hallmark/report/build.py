@@ -22,10 +22,10 @@ TABLES = {
     "verdicts": contents.verdict,
     "false_positives": contents.false_positives,
     "responses": responses,
+    "extraction": extraction,
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
-    "extraction": extraction,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }
