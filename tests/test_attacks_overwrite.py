@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify, instantiate
+from hallmark.composition import compose
 from hallmark.core import Access, Attack, Evidence, HostKind, Key, Scheme, Suspect, generator
 from hallmark.errors import AccessError, ConfigError
 from hallmark.models import Encoder
 from hallmark.models.layers import find_layer, weight_layers
+from hallmark.stages.graph import Stage
+from hallmark.stages.plan import plan
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
+from smoke import TINY
 from stolen import attacked, data, differing, snapshot, unchanged, victim
 
 KINDS = [HostKind.ENCODER, HostKind.CLASSIFIER]
@@ -266,3 +270,30 @@ def test_too_few_images_for_the_second_key_are_refused(trainer: LightningTrainer
     attack = OverwriteAttack({"_target_": "hallmark.schemes.wpe.WPE", "queries": 500}, "embedding.epochs", 1)
     with pytest.raises(ConfigError, match=r"does not fit.*queries=500 exceeds"):
         attacked(attack, victim(HostKind.ENCODER), HostKind.ENCODER, trainer)
+
+
+# In an experiment
+
+
+def imitating(*more: str) -> list[Stage]:
+    """Stages of an attack that imitates each mark of two, one of which is not trained in."""
+    marks = ["+scheme@variants.wpe=wpe", "+scheme@variants.uchida=uchida", "variants.uchida.layer=layer3.conv2"]
+    second = ["+attack@attacks.second=overwrite", "attacks.second.scheme=null", "attacks.second.strengths=[1]"]
+    config = compose([*TINY, "scale.bits=16", *marks, *second, *more])
+    stages = plan(config, lambda name: name).stages
+    return [s for s in stages if s.kind == "attack" and "overwrite" in s.label]
+
+
+def test_each_mark_is_overwritten_by_its_own_kind() -> None:
+    stages = imitating("variants.uchida.embedding.situation=distill")
+    found = {(s.config["attack"]["scheme"]["_target_"].rsplit(".", 1)[1], s.label.split(" on ")[1]) for s in stages}
+    assert found == {
+        ("WPE", "wpe in simclr seed 0"), ("WPE", "simclr seed 0"),
+        ("Uchida", "uchida in simclr seed 0"), ("Uchida", "simclr seed 0"),
+    }  # fmt: skip
+
+
+def test_marks_that_are_not_trained_in_meet_no_second_of_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hallmark.schemes.uchida.scheme.Uchida.trains", False)
+    stages = imitating("variants.uchida.embedding.situation=distill")
+    assert {s.label.split(" on ")[1] for s in stages} == {"wpe in simclr seed 0", "simclr seed 0"}

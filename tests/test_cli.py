@@ -58,6 +58,23 @@ BAD = {
     "a GPU that is not there": (["trainer=gpu"], ["trainer=cpu"]),
     "an unknown logger": (["logger.kind=paper"], ["paper", "wandb"]),
     "an unknown backbone": (["host.backbone=alexnet"], ["alexnet", "resnet_small"]),
+    "a perturbation of no size": (
+        ["scheme=awencoder", "scheme.perturbation.epsilon=0"],
+        ["epsilon", "(0, 1]"],
+    ),
+    "a perturbation below nothing": (["scheme=awencoder", "scheme.perturbation.epsilon=-0.1"], ["(0, 1]", "-0.1"]),
+    "a perturbation beyond white": (["scheme=awencoder", "scheme.perturbation.epsilon=8"], ["(0, 1]", "8", "0 to 1"]),
+    "a key image outside the data": (["scheme=awencoder", "scheme.key_image=4000"], ["key_image=4000", "0 to 3999"]),
+    "an encoder of another input size": (
+        ["scheme=awencoder", "host.backbone=torchvision:vit_b_16", "host.width=null"],
+        ["224x224", "data.size=224"],
+    ),
+    "queries of data that is none": (["+attack@attacks.e=extract", "+attacks.e.data=svhn"], ["attacks.e.data", "svhn"]),
+    "a thief's network that is none": (["+attack@attacks.e=extract", "attacks.e.backbone=alexnet"], ["alexnet"]),
+    "fewer than no answers withheld": (
+        ["+attack@attacks.e=postprocess", "attacks.e.operation=top", "attacks.e.strengths=[-1]"],
+        ["top", "answers withheld"],
+    ),
 }
 
 

@@ -30,7 +30,7 @@ from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
 from stolen import CLASSES, attacked, data, differing, snapshot, unchanged, victim
 
-AMOUNTS = {"noise": 8, "gaussian": 1.0, "jpeg": 60, "resize": 0.5, "depth": 4, "shift": 2, "occlude": 3}
+AMOUNTS = {"noise": 8, "gaussian": 1.0, "jpeg": 60, "resize": 0.5, "depth": 4, "crop": 2, "shift": 2, "occlude": 3}
 ANSWERS = {"noise": 0.3, "rounding": 0.5, "top": 20}
 ATTACKS: list[Attack] = [
     *(Preprocess(operation, amount) for operation, amount in AMOUNTS.items()),
@@ -68,6 +68,9 @@ def test_filters_do_what_they_say() -> None:
     x = images()
     assert torch.equal(filtered("shift", 2, x)[:, :, 2:, 2:], x[:, :, :-2, :-2])
     assert torch.equal(filtered("shift", 2, x)[:, :, 0], filtered("shift", 2, x)[:, :, 2])  # the edge is repeated
+    middle = functional.resize(x[:, :, 2:-2, 2:-2], list(x.shape[2:]), antialias=True)
+    assert torch.allclose(filtered("crop", 2, x), middle.clamp(0, 1), atol=1e-6)
+    assert filtered("crop", 99, x).shape == x.shape  # one or two pixels are always left
     covered = filtered("occlude", 3, x)
     assert (covered[:, :, :3, :3] == 0.5).all()
     assert torch.equal(covered[:, :, 3:], x[:, :, 3:])
@@ -79,7 +82,7 @@ def test_filters_do_what_they_say() -> None:
     assert torch.equal(filtered("jpeg", 60, x)[2], functional.jpeg(eight[2], quality=40).float() / 255)
     assert torch.allclose(filtered("gaussian", 1.0, x), functional.gaussian_blur(x, [7, 7], [1.0, 1.0]))
     flat = torch.full_like(x, 0.25)
-    for name in ("gaussian", "resize", "shift"):
+    for name in ("gaussian", "resize", "crop", "shift"):
         assert torch.allclose(filtered(name, AMOUNTS[name], flat), flat, atol=1e-6)  # nothing to blur or move
 
 

@@ -57,7 +57,12 @@ class SpreadDetector(_WeightDetector):
     name: ClassVar[str] = "spread"
 
     def scores(
-        self, unmarked: Sequence[Suspect], marked: Sequence[Suspect], suspects: Sequence[Suspect]
+        self,
+        unmarked: Sequence[Suspect],
+        marked: Sequence[Suspect],
+        suspects: Sequence[Suspect],
+        *,
+        images: torch.Tensor | None = None,
     ) -> list[float]:
         """Standard deviations above the unmarked mean; the largest over the layers."""
         return excess(spreads(unmarked, self.layer), spreads(suspects, self.layer)).max(1).tolist()
@@ -84,7 +89,12 @@ class InferenceDetector(_WeightDetector):
             raise ConfigError(f"inference penalty must be above 0, got {self.penalty}")
 
     def scores(
-        self, unmarked: Sequence[Suspect], marked: Sequence[Suspect], suspects: Sequence[Suspect]
+        self,
+        unmarked: Sequence[Suspect],
+        marked: Sequence[Suspect],
+        suspects: Sequence[Suspect],
+        *,
+        images: torch.Tensor | None = None,
     ) -> list[float]:
         """Log odds of being marked."""
         from sklearn.linear_model import LogisticRegression  # takes a second to import

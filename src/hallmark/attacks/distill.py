@@ -1,5 +1,6 @@
 """Distillation into a fresh network by queries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -89,12 +90,9 @@ class Distill(Attack):
         from hallmark.attacks.imitation import imitate  # Lightning is needed here alone
 
         encoder = victim.kind is HostKind.ENCODER
-        ask = victim.features if encoder else victim.logits
-        answers = torch.cat([ask(block.float() / 255) for block in torch.split(attacker_data.images, BLOCK)])
+        answers = ask(victim.features if encoder else victim.logits, attacker_data.images)
         seed = generator.initial_seed()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init"))
-            student, trained = self._fresh(answers.shape[1], victim.kind)
+        copy, trained = student(self.backbone, self.width, answers.shape[1], seed=seed, classifier=not encoder)
         imitate(
             trained,
             attacker_data.images,
@@ -106,23 +104,41 @@ class Distill(Attack):
             trainer=trainer,
             seed=seed,
         )
-        return student.eval()
-
-    def _fresh(self, outputs: int, kind: HostKind) -> tuple[nn.Module, nn.Module]:
-        """A fresh network, and what is trained: with a linear map behind it where its features are fewer or more."""
-        encoder = Encoder(self.backbone, self.width)
-        if kind is HostKind.CLASSIFIER:
-            classifier = Classifier(encoder, outputs)
-            return classifier, classifier
-        if encoder.num_features == outputs:
-            return encoder, encoder
-        return encoder, nn.Sequential(encoder, nn.Linear(encoder.num_features, outputs))
+        return copy.eval()
 
     def _posterior_loss(self, logits: Tensor, answers: Tensor) -> Tensor:
         return posterior_loss(logits, answers, self.temperature)
 
     def _feature_loss(self, features: Tensor, answers: Tensor) -> Tensor:
         return cosine_loss(features, answers) if self.distance == "cosine" else l2_loss(features, answers)
+
+
+def ask(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """A victim's answers ``(N, D)`` to images, uint8 ``(N, 3, H, W)``, each asked about once."""
+    return torch.cat([answer(block.float() / 255) for block in torch.split(images, BLOCK)])
+
+
+def student(
+    backbone: str, width: int | None, outputs: int, *, seed: int, classifier: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """A fresh network, and what is trained: with a linear map behind it where its features are fewer or more.
+
+    Args:
+        backbone: By name.
+        width: Its base width, or None for the backbone's own.
+        outputs: Numbers in an answer of the victim.
+        seed: Draws the weights; torch's own generator is left as it was.
+        classifier: Whether it is one of so many classes, and no encoder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        encoder = Encoder(backbone, width)
+        if classifier:
+            whole = Classifier(encoder, outputs)
+            return whole, whole
+        if encoder.num_features == outputs:
+            return encoder, encoder
+        return encoder, nn.Sequential(encoder, nn.Linear(encoder.num_features, outputs))
 
 
 def posterior_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:

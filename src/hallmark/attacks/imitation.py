@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hallmark.core import Trainer, derive_seed
-from hallmark.data.resident import ResidentBatches
+from hallmark.data.augment import ViewRecipe
+from hallmark.data.resident import Batch, ResidentBatches
 from hallmark.optimisation import Training
 from hallmark.supervised import LIGHT, Supervised
 
@@ -15,21 +17,35 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Imitation(Supervised):
-    """Augmented images are to get the answers that the images themselves got.
+    """Augmented images, or images and augmented ones, are to get the answers that the images themselves got.
 
     Args:
         loss: Distance between own and wanted answers.
+        views: Weight of augmented images beside the images as they are; None for augmented images alone.
         **supervised: See :class:`hallmark.supervised.Supervised`.
     """
 
-    def __init__(self, loss: Loss, **supervised: Any) -> None:
+    def __init__(self, loss: Loss, views: float | None = None, **supervised: Any) -> None:
         super().__init__(**supervised)
         self.loss = loss
+        self.views = views
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """The images ``(B, …)``, the augmented ones, or one after the other ``(2B, …)``, and answers ``(B, D)``."""
+        if self.views is None:
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        plain, answers = batch.images.float() / 255, batch.labels
+        if self.views:
+            plain = torch.cat([plain, super().on_after_batch_transfer(batch, dataloader_idx)[0]])
+        return plain, answers
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         images, answers = batch
-        loss = self.loss(self.classifier(images).float(), answers)
+        own = self.classifier(images).float()
+        loss = self.loss(own[: len(answers)], answers)
+        if len(own) > len(answers):
+            loss = loss + self.views * self.loss(own[len(answers) :], answers)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -45,6 +61,8 @@ def imitate(
     training: Training,
     trainer: Trainer,
     seed: int,
+    view: ViewRecipe = LIGHT,
+    views: float | None = None,
 ) -> None:
     """Train a model in place.
 
@@ -57,14 +75,17 @@ def imitate(
         batch: Images per step; capped at the number of images.
         training: Optimiser and schedule.
         trainer: Runs the loop.
-        seed: Seeds order and crops.
+        seed: Seeds order and views.
+        view: How images are augmented.
+        views: See :class:`Imitation`.
     """
     module = Imitation(
         loss,
+        views,
         classifier=model,
         trained=model.parameters(),
         training=training,
-        view=LIGHT,
+        view=view,
         seed=derive_seed(seed, "imitation"),
     )
     batches = ResidentBatches(images, labels=answers, batch=min(batch, len(images)), seed=seed)

@@ -55,8 +55,8 @@ class Preprocess(_Around):
     """Every image goes through an operation before the model sees it, so that secret patches and patterns blur.
 
     Args:
-        operation: ``noise``, ``gaussian``, ``jpeg``, ``resize`` (smaller and back), ``depth``, ``shift`` (the edge is
-            repeated) or ``occlude`` (the top left corner is grey).
+        operation: ``noise``, ``gaussian``, ``jpeg``, ``resize`` (smaller and back), ``depth``, ``crop`` (the middle,
+            enlarged), ``shift`` (the edge is repeated) or ``occlude`` (the top left corner is grey).
         amount: How much of it, in the operation's unit; see :data:`hallmark.models.steps.FILTERS`.
     """
 

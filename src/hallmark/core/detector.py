@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from hallmark.core.access import HostKind
 from hallmark.core.suspect import Suspect
@@ -23,6 +23,8 @@ class Detector(ABC):
     """Raised when the same settings give other scores than before."""
     hosts: ClassVar[frozenset[HostKind]]
     """Kinds of host it reads."""
+    needs_images: ClassVar[bool] = False
+    """Whether it looks at networks through images; it is then handed some of the attacker's."""
 
     @property
     @abstractmethod
@@ -41,7 +43,12 @@ class Detector(ABC):
 
     @abstractmethod
     def scores(
-        self, unmarked: Sequence[Suspect], marked: Sequence[Suspect], suspects: Sequence[Suspect]
+        self,
+        unmarked: Sequence[Suspect],
+        marked: Sequence[Suspect],
+        suspects: Sequence[Suspect],
+        *,
+        images: Tensor | None = None,
     ) -> list[float]:
         """How much each suspect looks like a marked network.
 
@@ -49,6 +56,7 @@ class Detector(ABC):
             unmarked: The attacker's own networks without a mark, at least two.
             marked: The attacker's own networks with marks of the attacker's own keys, at least two.
             suspects: Networks of others; none of them may be among those above.
+            images: The attacker's images, uint8 ``(N, 3, H, W)``, where :attr:`needs_images`.
 
         Returns:
             One finite number a suspect, larger for what is more like a mark.  Only their order has a meaning.

@@ -62,6 +62,9 @@ class Scheme(ABC):
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact.  A property where the settings decide."""
+    decoy_work: ClassVar[int] = 0
+    """Images through the network that making one decoy costs, a backward pass counting double; for estimates alone.  A
+    property where the settings decide."""
     sampled: ClassVar[tuple[str, ...]] = ()
     """Kinds of numbers that :meth:`samples` gives."""
 

@@ -112,6 +112,7 @@ FILTERS: Mapping[str, tuple[str, float]] = {
     "jpeg": ("quality lost of 100", 99),
     "resize": ("share of each side", 0.95),
     "depth": ("bits removed of 8", 7),
+    "crop": ("pixels off each edge", math.inf),
     "shift": ("pixels down and right", math.inf),
     "occlude": ("pixels of the top left corner", math.inf),
 }
@@ -124,7 +125,7 @@ BLURS: Mapping[str, tuple[str, float]] = {
 }
 """Perturbations of answers, likewise: noise and grid are in standard deviations of each answer's own numbers."""
 
-_WHOLE = ("depth", "shift", "occlude", "top")
+_WHOLE = ("depth", "crop", "shift", "occlude", "top")
 
 
 def require(name: str, amount: float, known: Mapping[str, tuple[str, float]], what: str) -> None:
@@ -203,6 +204,15 @@ def _depth(images: Tensor, amount: float, seed: int) -> Tensor:
     return (images * steps).round() / steps
 
 
+def _crop(images: Tensor, amount: float, seed: int) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    size = list(images.shape[2:])
+    edge = min(int(amount), (min(size) - 1) // 2)  # something is left to enlarge
+    inner = images[:, :, edge : size[0] - edge, edge : size[1] - edge]
+    return cast(Tensor, functional.resize(inner, size, antialias=True))
+
+
 def _shift(images: Tensor, amount: float, seed: int) -> Tensor:
     by = int(amount)
     height, width = images.shape[2:]
@@ -245,6 +255,7 @@ _FILTERS: Mapping[str, _Operation] = {
     "jpeg": _jpeg,
     "resize": _resize,
     "depth": _depth,
+    "crop": _crop,
     "shift": _shift,
     "occlude": _occlude,
 }

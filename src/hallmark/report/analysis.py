@@ -20,6 +20,8 @@ CONTROLS = ("original", "innocent", "wrong_key", "attacked_innocent")
 """The suspects that do not bear the owner's mark, or are not asked for it with the owner's key."""
 LEAST_ACCESS = ("labels", "images", "logits", "features", "weights", "weights_aligned")
 VERDICT = ("p_value", "p_min", "detected", "wsr", "ber", "embed_loss", "foreign_flip")
+EVIDENCE = ("wsr", "ber", "statistic")
+"""What verdicts are made of: shares of flipped answers or wrong bits, and mean differences of paired scores."""
 TOLERANCE = 0.05
 """The loss of accuracy up to which an attacked model is still worth having, where an experiment declares none."""
 OUTCOMES = ("kept", "removed", "ruined", "absent", "unknown")
@@ -129,16 +131,17 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One line per attacked model, access and seed: :data:`MODEL`, ``seed``, :data:`ATTACK`, ``access``; the verdict
         before (``…_before``) and after; ``accuracy``, ``accuracy_before`` and ``loss`` (before − after, fractions);
-        ``seconds`` of the attack; ``tolerance``; ``outcome``, one of :data:`OUTCOMES`.
+        ``seconds`` of the attack and ``queries`` that it asked; ``tolerance``; ``outcome``, one of :data:`OUTCOMES`.
     """
     marked = rows[rows["suspect"] == "marked"]
     model = [*MODEL, "seed"]
-    verdict = _wide(marked, ("p_value", "p_min", "detected", "wsr", "ber"), [*model, *ATTACK, "access"])
+    verdict = _wide(marked, ("p_value", "p_min", "detected", *EVIDENCE), [*model, *ATTACK, "access"])
     before = verdict[verdict["attack"] == "none"].drop(columns=[*ATTACK, "p_min"])
-    before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", "wsr", "ber")})
+    before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", *EVIDENCE)})
     frame = verdict[verdict["attack"] != "none"].merge(before, on=[*model, "access"], how="left")
     frame = frame.merge(_losses(marked), on=[*model, *ATTACK], how="left")
-    frame = frame.assign(seconds=_seconds(frame, marked), tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
+    costs = {metric: _cost(frame, marked, metric) for metric in ("seconds", "queries")}
+    frame = frame.assign(**costs, tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
     frame["outcome"] = [
         _outcome(*line)
         for line in zip(frame["detected_before"], frame["detected"], frame["loss"], frame["tolerance"], strict=True)
@@ -207,11 +210,11 @@ def _losses(marked: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([own, mean.assign(downstream="", task="")]).drop_duplicates(keys)
 
 
-def _seconds(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
-    """What each attack took: on the encoder, before any task, where that was timed; else on the model itself."""
+def _cost(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> pd.Series:
+    """What each attack took: on the encoder, before any task, where that was measured; else on the model itself."""
     keys = [*MODEL, "seed", *ATTACK]
-    timed = _first(rows, "seconds", keys)
-    encoder = timed[(timed["downstream"] == "") & (timed["task"] == "")].drop(columns=["downstream", "task"])
-    shared = frame.merge(encoder, on=[k for k in keys if k not in {"downstream", "task"}], how="left")["seconds"]
-    own = frame.merge(timed, on=keys, how="left")["seconds"]
+    taken = _first(rows, metric, keys)
+    encoder = taken[(taken["downstream"] == "") & (taken["task"] == "")].drop(columns=["downstream", "task"])
+    shared = frame.merge(encoder, on=[k for k in keys if k not in {"downstream", "task"}], how="left")[metric]
+    own = frame.merge(taken, on=keys, how="left")[metric]
     return shared.fillna(own)

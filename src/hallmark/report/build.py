@@ -13,12 +13,16 @@ from hallmark.errors import DataError
 from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, surveys, tables
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
+from hallmark.report.responses import responses
+from hallmark.report.survival import extraction
 
 TABLES = {
     "glance": contents.headline,
     "fidelity": contents.fidelity,
     "verdicts": contents.verdict,
     "false_positives": contents.false_positives,
+    "responses": responses,
+    "extraction": extraction,
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,

@@ -190,7 +190,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
     done = analysis.attacks(rows)
     flags = {f"is_{outcome}": done["outcome"] == outcome for outcome in analysis.OUTCOMES}
     done = done.assign(**flags)
-    frame = over_seeds(done, keys, ("accuracy", "loss", "wsr", "ber", "seconds"))
+    frame = over_seeds(done, keys, ("accuracy", "loss", "wsr", "ber", "seconds", "queries"))
     groups = done.groupby(list(keys), sort=False)
     totals = groups.agg(
         p_median=("p_value", "median"),
@@ -208,6 +208,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
         Column("p-value", "p_median", lambda r: p_text(r["p_median"])),
         Column("detected", "detected", _yes_no),
         Column("mark", "removed", _outcomes),
+        Column("queries", "queries_mean", lambda r: plain(r["queries_mean"], "g")),
         Column("attack / s", "seconds_mean", lambda r: plain(r["seconds_mean"], ".3g")),
         Column("models", "models"),
     )

@@ -37,6 +37,7 @@ FRACTIONS = (
 )
 METRICS = (
     *FRACTIONS,
+    *("statistic", "queries", "response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
     *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
     "outlier_index",
     *("seconds", "images_per_s", "peak_mib"),

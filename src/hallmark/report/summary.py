@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hallmark.report import analysis
+from hallmark.report import analysis, responses, survival
 from hallmark.report.analysis import CONTROLS
 from hallmark.report.tables import plain, points
 
@@ -37,7 +37,7 @@ def facts(rows: pd.DataFrame) -> tuple[str, ...]:
     if len(fate):
         counts = ", ".join(f"{fate[name]} {name}" for name in analysis.OUTCOMES if name in fate.index)
         found.append(f"Under attack, of {fate.sum()} attacked models: {counts}.")
-    return tuple(found)
+    return (*found, *responses.sentences(rows), *survival.sentences(rows))
 
 
 def _of(flags: pd.Series) -> str:

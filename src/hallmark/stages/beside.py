@@ -5,7 +5,7 @@ marked with keys of the attacker's own.  The detector learns from it.  The other
 owner's images and marked with other keys.  Every network has a seed of its own, and so has every key.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -47,6 +47,7 @@ class Models:
         marks: What is embedded.
         pretrain: Plans an unmarked network.
         embed: Plans a marked one.
+        prints: Fingerprints of the data that a description names.
     """
 
     config: Config
@@ -54,6 +55,7 @@ class Models:
     marks: Collection[Mark]
     pretrain: Pretrain
     embed: Embed
+    prints: Callable[[Config], dict[str, str]]
 
     def histograms(self) -> Iterator[Histogram]:
         """Distributions of every marked model and its original, of the kinds that the configuration names.
@@ -108,7 +110,11 @@ class Models:
                 inputs = self._population(name, mark)
                 for unit, detector in by_unit.items():
                     label = f"{unit} for {mark.label} in {name}"
-                    stage = Stage("detect", {"detector": identify(detector)}, inputs, {}, label, work=20 * len(inputs))
+                    settings, prints = {"detector": identify(detector)}, {}
+                    if detector.needs_images:
+                        settings["data"] = host_data(self.config, PARTS["known"])
+                        prints = self.prints(settings["data"])
+                    stage = Stage("detect", settings, inputs, prints, label, work=20 * len(inputs))
                     yield Detection(stage, mark, name, self.config["host"]["backbone"], unit)
 
     def _population(self, name: str, mark: Mark) -> dict[str, Stage]:

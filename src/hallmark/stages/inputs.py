@@ -55,12 +55,25 @@ def embedding_data(config: Config, part: str = "owner") -> dict[str, Any]:
     Raises:
         ConfigError: The set is no group of ``conf/data/downstream``.
     """
-    other = config["embedding_data"]
+    return _instead(config, config["embedding_data"], part, "embedding_data")
+
+
+def attack_data(config: Config, group: Config, where: str) -> dict[str, Any]:
+    """Description of the images of an attack's group: the attacker's own, unless it names another set as ``data``.
+
+    Raises:
+        ConfigError: The set is no group of ``conf/data/downstream``.
+    """
+    return _instead(config, group.get("data"), "attacker", f"{where}.data")
+
+
+def _instead(config: Config, other: Any, part: str, where: str) -> dict[str, Any]:
+    """Another set than a part of the host's images; of the host's own set each has its part, and no other."""
     if not other:
         return host_data(config, part)
     if not isinstance(other, Mapping) or not {"name", "train"} <= set(other):
-        raise ConfigError(f"embedding_data is {other!r}; write e.g. +data/downstream@embedding_data=gtsrb")
-    if other["name"] == config["data"]["name"]:  # each has a part of it, and no other
+        raise ConfigError(f"{where} is {other!r}; write e.g. +data/downstream@{where}=gtsrb")
+    if other["name"] == config["data"]["name"]:
         return host_data(config, part)
     return _images(config, other["name"], "train", other["train"])
 
@@ -76,10 +89,19 @@ def len_of(data: Config) -> int:
     return int((data["limit"] or 50_000) * share)
 
 
-def attack_settings(group: Config, strength: float) -> dict[str, Any]:
-    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn."""
-    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants")}
-    return {**fields, group["strength"]: strength}
+def attack_settings(group: Config, strength: float, scheme: Config | None = None) -> dict[str, Any]:
+    """The fields of one attack of a group: ``strength`` names the one that takes each of the ``strengths`` in turn.
+
+    Where its ``scheme`` is null, it is ``scheme``, that of the mark under attack.
+    """
+    own = {"scheme": scheme} if by_own_kind(group) else {}
+    fields = {name: value for name, value in group.items() if name not in ("strengths", "strength", "variants", "data")}
+    return {**fields, **own, group["strength"]: strength}
+
+
+def by_own_kind(group: Config) -> bool:
+    """Whether an attack imitates each mark that it is made on: its ``scheme`` is null."""
+    return "scheme" in group and group["scheme"] is None
 
 
 def strengths(group: Config) -> list[float]:
@@ -95,8 +117,13 @@ def strengths(group: Config) -> list[float]:
     return list(group["strengths"])
 
 
-def concerns(group: Config, mark: str) -> bool:
-    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``."""
+def concerns(group: Config, mark: str, *, trained: bool = True) -> bool:
+    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``.
+
+    One that imitates each mark is made on those that are ``trained`` in.
+    """
+    if by_own_kind(group) and not trained:
+        return False
     return not group.get("variants") or mark in group["variants"]
 
 

@@ -22,6 +22,7 @@ from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
     Config,
+    attack_data,
     attack_settings,
     concerns,
     downstream_data,
@@ -52,7 +53,7 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_experiment(config, planner.marks, planner.kind, lambda: planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
-    models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed)
+    models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed, planner._prints)
     detections = tuple(models.detections(list(planner.detectors())))
     return Experiment(config, subjects, detections, tuple(models.histograms()), tuple(planner.surveys()))
 
@@ -132,7 +133,7 @@ class _Planner:
                     yield self._subject(outsider, "innocent", host=label, **shared)
                 for attack, group in self.config["attacks"].items():
                     listed = strengths(group)
-                    if not concerns(group, mark.name):
+                    if not concerns(group, mark.name, trained=mark.scheme.trains):
                         continue
                     for strength in listed:
                         yield self._attacked(embed, "marked", attack, strength, **shared)
@@ -167,9 +168,11 @@ class _Planner:
         return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test))
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
-        attack = self._attack(name, strength)
+        attack = self._attack(name, strength, shared["mark"])
         settings = identify(attack)
-        data = host_data(self.config, "attacker")
+        group = self.config["attacks"][name]
+        data = attack_data(self.config, group, f"attacks.{name}")
+        unit = f"{attack.unit} of {group['data']['name']}" if group.get("data") else attack.unit
         epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
         epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
         stage = Stage(
@@ -177,10 +180,10 @@ class _Planner:
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
             {"victim": victim},
             self._prints(data),
-            f"{attack.name} {strength:g} {attack.unit} on {victim.label}",
-            work=len_of(data) * (3 * epochs + 1),
+            f"{attack.name} {strength:g} {unit} on {victim.label}",
+            work=len_of(data) * (3 * epochs + 1) + 3 * settings.get("steps", 0) * settings.get("batch", 1),
         )
-        return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=attack.unit, **shared)
+        return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=unit, **shared)
 
     def _subject(
         self,
@@ -226,7 +229,7 @@ class _Planner:
             {"subject": stage, "mark": embed, **judged},
             self._prints(data),
             f"{stage.label}, by the key of {embed.label}",
-            work=(decoys + trials) * getattr(mark.scheme, "queries", 1) * apart,
+            work=(decoys + trials) * (getattr(mark.scheme, "queries", 1) * apart + mark.scheme.decoy_work),
         )
 
     def pretrain(self, name: str, seed: int, part: str = "owner") -> Stage:
@@ -308,10 +311,10 @@ class _Planner:
         return task
 
     @cache  # noqa: B019
-    def _attack(self, name: str, strength: float) -> Attack:
+    def _attack(self, name: str, strength: float, mark: Mark) -> Attack:
         group = self.config["attacks"][name]
         where = f"attacks.{name} at {group['strength']}={strength:g}"
-        attack: Attack = instantiate(attack_settings(group, strength), where, Attack)
+        attack: Attack = instantiate(attack_settings(group, strength, identify(mark.scheme)), where, Attack)
         check_hosts(attack, self.kind, "attack")
         if type(attack).check_host is not Attack.check_host:
             attack.check_host(self.blank)

@@ -1,6 +1,7 @@
 """From finished stages to result rows."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -61,6 +62,10 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
     yield Row(
         **common, **_origin(subject.stage, made), **carried, metric="seconds", value=made["seconds"],
     )  # fmt: skip
+    if made.get("queries"):  # what a thief that sees answers alone has asked; others read weights
+        yield Row(
+            **common, **_origin(subject.stage, made), **carried, metric="queries", value=made["queries"],
+        )  # fmt: skip
     for (downstream, task), stage in subject.transfers.items():
         content = result(stage)
         for figure in content["measurements"]:
@@ -85,6 +90,8 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
                 ("ber", wrong_bits) if judgement["access"].startswith(Access.WEIGHTS) else ("wsr", judgement["matches"])
             )
             yield _share(row, metric, count, judgement["trials"])
+        elif judgement["p_min"] < 1 and math.isfinite(judgement["statistic"]):  # of paired scores; 1: nothing was read
+            yield Row(**row, metric="statistic", value=judgement["statistic"])
         if judgement["foreign"][1] and subject.suspect in ("marked", "original"):
             yield _share(row, "foreign_flip", *judgement["foreign"])
         if subject.suspect == "marked" and subject.attack == "none" and judgement["null_p"]:

@@ -156,15 +156,19 @@ def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
 
 
 def _detect(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
-    """Scores of the suspects, marked and unmarked; weights are read on the CPU."""
+    """Scores of the suspects, marked and unmarked; weights are read on the CPU, unless images go through them."""
     detector = instantiate(stage.config["detector"], "detector")
+    device, shown = torch.device("cpu"), {}
+    if detector.needs_images:
+        device = bench.device
+        shown["images"] = bench.data.get(stage.config["data"]).images.to(device)
 
     def seen(group: str) -> list[Suspect]:
-        models = [files.load(bench.open(stage.inputs[role].key)) for role in groups(stage.inputs)[group]]
+        models = [files.load(bench.open(stage.inputs[role].key)).to(device) for role in groups(stage.inputs)[group]]
         return [Suspect(model, kind_of(model), Access.WEIGHTS) for model in models]
 
     marked, unmarked = seen("suspect marked"), seen("suspect unmarked")
-    scores = detector.scores(seen("known unmarked"), seen("known marked"), [*marked, *unmarked])
+    scores = detector.scores(seen("known unmarked"), seen("known marked"), [*marked, *unmarked], **shown)
     found = [rounded(score) for score in scores]
     return {"scores": {"marked": found[: len(marked)], "unmarked": found[len(marked) :]}}
 

@@ -116,6 +116,11 @@ class AWEncoder(QueryScheme):
             )
 
     @property
+    def decoy_work(self) -> int:
+        """Images through the network, a backward pass counting double, that making a decoy costs; for estimates."""
+        return 3 * self.perturbation.steps * self.perturbation.batch
+
+    @property
     def _sizes(self) -> tuple[int, int, int]:
         """Queries, images to optimise on, foreign key images."""
         return self.queries, self.perturbation.images, self.embedding.foreign

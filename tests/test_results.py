@@ -1,0 +1,61 @@
+"""Rows of what finished stages left: what a theft cost, and the evidence behind verdicts."""
+
+from typing import Any
+
+import pytest
+
+from hallmark.composition import compose
+from hallmark.report.rows import Row
+from hallmark.stages.graph import Stage
+from hallmark.stages.plan import plan
+from hallmark.stages.results import rows
+from smoke import TINY
+
+PLACE = {
+    "downstream": "", "task": "", "foreign": [0, 0], "null_p": [], "figures": {}, "detected": False, "p_value": 0.4,
+    "p_min": 0.02,
+}  # fmt: skip
+COUNTED = {**PLACE, "access": "labels", "matches": 3, "trials": 12, "statistic": 3.0}
+SCORED = {
+    **PLACE,
+    "access": "features",
+    "matches": None,
+    "trials": None,
+    "statistic": 0.25,
+    "p_value": 0.4,
+    "p_min": 0.02,
+}
+UNREAD = {**SCORED, "access": "logits", "statistic": 0.0, "p_value": 1.0, "p_min": 1.0}
+SILENT = {**SCORED, "access": "weights", "statistic": float("nan")}
+
+
+def left(stage: Stage) -> dict[str, Any]:
+    made: dict[str, Any] = {"seconds": 2.0, "device": "d", "commit": "c"}
+    if stage.kind == "attack":
+        made["queries"] = 64 if "extract" in stage.label else 0
+    if stage.kind == "transfer":
+        made["measurements"] = []
+    if stage.kind == "verify":
+        made["judgements"] = [COUNTED, SCORED, UNREAD, SILENT]
+    return made
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Row]:
+    extract = ["+attack@attacks.extract=extract", "attacks.extract.strengths=[64]"]
+    return rows(plan(compose([*TINY, *extract]), lambda name: name), left)
+
+
+def test_a_theft_says_what_it_asked_and_weights_ask_nothing(found: list[Row]) -> None:
+    asked = [row for row in found if row.metric == "queries"]
+    assert {(row.attack, row.suspect, row.scheme, row.value) for row in asked} == {
+        ("extract", "marked", "wpe", 64), ("extract", "attacked_innocent", "none", 64)
+    }  # fmt: skip
+    assert {row.attack for row in found if row.metric == "seconds"} == {"none", "extract", "finetune", "prune"}
+
+
+def test_evidence_is_a_share_or_a_mean_difference(found: list[Row]) -> None:
+    marked = [row for row in found if row.suspect == "marked" and row.attack == "none"]
+    evidence = {row.access: (row.metric, row.value) for row in marked if row.metric in ("wsr", "ber", "statistic")}
+    assert evidence == {"labels": ("wsr", 0.25), "features": ("statistic", 0.25)}  # nothing of what could not be read
+    assert {row.access for row in marked if row.metric == "p_value"} == {"labels", "features", "logits", "weights"}
