@@ -75,6 +75,7 @@ class Lock(Scheme):
     queries: int = 8
     search: Search = field(default_factory=Search)
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "lock"
     trains: ClassVar[bool] = False
 

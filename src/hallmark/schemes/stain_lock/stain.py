@@ -46,6 +46,7 @@ class Stain(Scheme):
     search: Search = field(default_factory=Search)
     natural: int = 0
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "stain"
     trains: ClassVar[bool] = False
 
