@@ -15,7 +15,16 @@ from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.detectors import ObjectDetector
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, build_recipe
+from hallmark.models.image_to_image import ImageToImage
+from hallmark.pretrain.recipe import (
+    UNTRAINED,
+    AnyRecipe,
+    DetectionRecipe,
+    ForeignRecipe,
+    HostRecipe,
+    RestorationRecipe,
+    build_recipe,
+)
 from hallmark.stages.beside import Models
 from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
@@ -107,6 +116,9 @@ class _Planner:
         with torch.device("meta"):
             if self.kind is HostKind.DETECTOR:
                 return ObjectDetector(self.host.backbone, 2, self.config["data"]["size"], self.host.width)
+            for recipe in self.recipes.values():
+                if isinstance(recipe, RestorationRecipe):
+                    return ImageToImage(recipe.architecture(self.host, self.config["data"]["size"]))
             encoder = Encoder(self.host.backbone, self.host.width)
             return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
 
@@ -233,7 +245,11 @@ class _Planner:
         if isinstance(recipe, ForeignRecipe):
             prints |= {recipe.file: self.fingerprint(f"{FILE}{recipe.file}")} if recipe.file else {}
         else:
-            check_batch(f"pretrains.{name}", recipe.batch, part, len_of(data), self.settings.devices)
+            images = len_of(data)
+            if isinstance(recipe, RestorationRecipe):
+                recipe.architecture(self.host, data["size"])  # refuses what does not fit
+                images *= recipe.fit.patches
+            check_batch(f"pretrains.{name}", recipe.batch, part, images, self.settings.devices)
             work = len_of(data) * recipe.epochs * recipe.passes
         config = {
             "recipe": asdict(recipe),
