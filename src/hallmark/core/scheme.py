@@ -60,6 +60,9 @@ class Scheme(ABC):
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact.  A property where the settings decide."""
+    most_decoys: ClassVar[int | None] = None
+    """Decoys that there are at all, where they are not drawn afresh but given with the key; None where any number can
+    be drawn.  The smallest p-value is then 1 / (most_decoys + 1).  A property where the settings decide."""
     sampled: ClassVar[tuple[str, ...]] = ()
     """Kinds of numbers that :meth:`samples` gives."""
 

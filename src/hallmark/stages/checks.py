@@ -55,17 +55,28 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     size = required_size(config["host"]["backbone"])
     if size not in (None, config["data"]["size"]):
         raise ConfigError(f"host {config['host']['backbone']!r} takes {size}x{size} images only; set data.size={size}")
-    attainable = 1 / (calibration["decoys"] + 1)
     for mark in marks:
         check_scheme(mark.scheme, kind)
-        if mark.scheme.chance is None and attainable > config["alpha"] * (1 + 1e-9):
-            raise ConfigError(
-                f"with calibration.decoys={calibration['decoys']} no p-value can fall below {attainable:.3g}, so "
-                f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
-            )
+        check_attainable(mark, calibration["decoys"], config["alpha"])
         mark.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
         if type(mark.scheme).check_host is not Scheme.check_host:  # building a host takes a moment
             mark.scheme.check_host(host())
+
+
+def check_attainable(mark: Mark, decoys: int, alpha: float) -> None:
+    """Refuse a mark that could never be detected: its rank among so few decoys gives no p-value up to alpha."""
+    if mark.scheme.chance is not None:
+        return
+    most = mark.scheme.most_decoys
+    there, why, what = decoys, f"calibration.decoys={decoys}", "the decoys"
+    if most is not None and most < decoys:
+        there, why, what = most, f"the {most} decoys that {mark.label} has", "their number"
+    smallest = 1 / (there + 1)
+    if smallest > alpha * (1 + 1e-9):
+        raise ConfigError(
+            f"with {why} no p-value can fall below {smallest:.3g}, so nothing is ever detected at alpha={alpha:g}; "
+            f"raise {what} or alpha"
+        )
 
 
 def check_batch(where: str, batch: int, part: str, images: int, devices: int) -> None:

@@ -205,7 +205,9 @@ class _Planner:
     ) -> Subject:
         light = attack != "none" or suspect == "innocent"
         transfers = self._transfers(stage, self.config["attacked_tasks"] if light else list(self.config["tasks"]))
-        trials = self.config["calibration"]["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
+        calibrates = attack == "none" or suspect == "attacked_innocent"
+        # where the decoys are given, there are no fresh keys beside them
+        trials = self.config["calibration"]["trials"] if calibrates and mark.scheme.most_decoys is None else 0
         verify = self._verify(stage, embed, mark, transfers, trials)
         label = f"{self.config['host']['backbone']} {host}".strip()
         return Subject(stage, embed, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)

@@ -82,6 +82,11 @@ class DeepWatermark(Scheme):
         """Of the loss terms."""
         return PRESETS[self.losses].without(self.without)
 
+    @property
+    def most_decoys(self) -> int | None:  # type: ignore[override]
+        """The other members of a family; any number where there is one mark alone."""
+        return self.family - 1 if self.family > 1 else None
+
     def check(self, image_size: int, images: int) -> None:
         """Patches must fit into the images and the networks, and a perceptual term's network must be there."""
         side = self.pairs.side
