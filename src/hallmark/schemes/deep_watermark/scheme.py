@@ -1,5 +1,6 @@
 """deep_watermark: an invisible image in every output of an image-to-image network (Zhang et al. 2021)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -7,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hallmark.components import NEUTRAL
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
@@ -42,6 +44,8 @@ class DeepWatermark(Scheme):
         networks: Sizes.
         embedding: The initial stage.
         adversarial: The stage after it.
+        extraction: λ, what the extraction loss counts beside the embedding loss in the initial stage; the paper's is 1.
+            Small extractors leave an error that a barrier makes up for by a stronger mark; a smaller λ keeps it faint.
     """
 
     variant: str = "barrier"
@@ -55,6 +59,7 @@ class DeepWatermark(Scheme):
     networks: Networks = field(default_factory=Networks)
     embedding: Embedding = field(default_factory=Embedding)
     adversarial: Adversarial = field(default_factory=Adversarial)
+    extraction: float = field(default=1.0, metadata=NEUTRAL)
 
     name: ClassVar[str] = "deep_watermark"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.IMAGE_TO_IMAGE})
@@ -71,6 +76,8 @@ class DeepWatermark(Scheme):
         object.__setattr__(self, "without", tuple(self.without))  # a configuration's list made hashable
         if self.queries < 2 or self.family < 1:
             raise ConfigError(f"scheme needs queries ≥ 2 and family ≥ 1, got {self.queries} and {self.family}")
+        if not 0 < self.extraction < math.inf:
+            raise ConfigError(f"scheme.extraction must be a positive number, got {self.extraction}")
         if self.variant == "absorbed" and self.family > 1:
             raise ConfigError(
                 f"variant=absorbed makes a model that bears one mark, got family={self.family}; set family=1"
