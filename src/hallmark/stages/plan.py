@@ -42,6 +42,7 @@ from hallmark.stages.inputs import (
     strengths,
     variants,
 )
+from hallmark.stages.sheets import sheets
 from hallmark.training_settings import TrainerSettings
 
 Fingerprint = Callable[[str], str]
@@ -63,7 +64,8 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_distinct(subjects)
     models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed)
     detections = tuple(models.detections(list(planner.detectors())))
-    return Experiment(config, subjects, detections, tuple(models.histograms()), tuple(planner.surveys()))
+    surveys, drawn = tuple(planner.surveys()), tuple(sheets(subjects))
+    return Experiment(config, subjects, detections, tuple(models.histograms()), surveys, drawn)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached

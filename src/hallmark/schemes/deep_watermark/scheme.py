@@ -1,7 +1,7 @@
 """deep_watermark: an invisible image in every output of an image-to-image network (Zhang et al. 2021)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -64,6 +64,7 @@ class DeepWatermark(Scheme):
     name: ClassVar[str] = "deep_watermark"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.IMAGE_TO_IMAGE})
     access: ClassVar[frozenset[Access]] = frozenset({Access.IMAGES})
+    pictured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for value, choices, what in (
@@ -209,6 +210,24 @@ class DeepWatermark(Scheme):
     def figures(self, suspect: Suspect, key: Key) -> dict[str, float]:
         """The paper's figures and their honest companions; see :func:`hallmark.schemes.deep_watermark.figures_of`."""
         return figures_of(self.reading(suspect, key), key)
+
+    def pictures(self, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int) -> dict[str, Tensor]:
+        """Queries, clean and marked outputs, their difference, and what is read from each and from other suspects."""
+        queries = key.tensors["queries"][:count]
+        few = Key(key.scheme, {**key.tensors, "queries": queries, "clean": key.tensors["clean"][:count]}, key.meta)
+        reading = self.reading(marked, few)
+        difference = reading.answers.float() - few.tensors["clean"].float()
+        return {
+            "input": queries,
+            "clean output": few.tensors["clean"],
+            "marked output": reading.answers,
+            "difference × 10 around grey": (128 + 10 * difference).clamp(0, 255).to(torch.uint8),
+            "mark": key.tensors["mark"].expand_as(queries),
+            "read from the marked output": to_bytes(reading.marked),
+            "read from the clean output": to_bytes(reading.clean),
+            "read from the input": to_bytes(reading.inputs),
+            **{f"read after {name}": to_bytes(self.reading(other, few).marked) for name, other in others.items()},
+        }
 
 
 def _majority(shown: Tensor, trials: Tensor) -> Evidence:
