@@ -83,12 +83,12 @@ def test_a_plain_image_stays_plain_and_a_disc_keeps_its_size_within_the_zoom() -
 
 
 def test_settings_added_later_leave_the_surrogate_what_it_was() -> None:
-    assert not {"geometric", "clean_epochs"} & set(identify(Surrogate(1.0)))
+    assert not {"geometric", "clean_epochs"} & set(identify(Surrogate(1.0, network=SMALL)))
     assert Surrogate(1.0, network=SMALL, pairs=GREY).unit == "fraction unet l2"
     later = Surrogate(1.0, network=SMALL, pairs=GREY, geometric=True, clean_epochs=2)
     assert later.unit == "fraction unet l2 geometric then 2 epochs clean"
     with pytest.raises(ConfigError, match="clean_epochs must be at least 0"):
-        Surrogate(1.0, clean_epochs=-1)
+        Surrogate(1.0, network=SMALL, clean_epochs=-1)
 
 
 def test_moved_pairs_and_clean_pairs_make_other_surrogates_of_the_same_answers(tmp_path: Path) -> None:

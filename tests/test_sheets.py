@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,8 @@ from PIL import Image
 from hallmark.composition import compose
 from hallmark.errors import DataError
 from hallmark.report import sheets as shown
+from hallmark.report.hidden import hidden_images
+from hallmark.report.rows import Row
 from hallmark.stages import sheets
 from hallmark.stages.plan import plan
 
@@ -55,3 +58,20 @@ def test_the_report_finds_sheets_and_says_what_they_show(tmp_path: Path) -> None
     (folder / "one.png").unlink()
     with pytest.raises(DataError, match="or its picture cannot be read"):
         shown.load(tmp_path)
+
+
+def test_the_table_of_hidden_images_joins_what_is_read_with_what_the_task_lost() -> None:
+    shared = {"experiment": "p/main", "paper": "p", "scale": "cpu", "host": "unet"}
+    read, task = {"access": "images", "scheme": "s"}, {"task": "restoration"}
+    made = [
+        Row(**shared, **read, suspect="marked", variant="a", metric="nc_centred", value=0.9),
+        Row(**shared, **read, suspect="original", variant="a", metric="nc_centred", value=0.01),
+        Row(**shared, **read, suspect="original", variant="b", metric="nc_centred", value=0.02),
+        Row(**shared, **task, suspect="marked", scheme="s", variant="a", metric="psnr", value=30.0),
+        Row(**shared, **task, suspect="original", scheme="none", metric="psnr", value=31.0),
+    ]
+    table = hidden_images(pd.DataFrame([row.as_dict() for row in made]), "t")
+    found = {(r["suspect"], r["variant"]): (r["nc_centred"], r["task_psnr"]) for r in table.frame.to_dict("records")}
+    assert found == {("marked", "a"): (0.9, 30.0), ("original", "a"): (0.01, 31.0), ("original", "b"): (0.02, 31.0)}
+    assert "0.900" in table.texts()[0]
+    assert hidden_images(pd.DataFrame([made[3].as_dict()]), "t").frame.empty

@@ -10,7 +10,20 @@ from pathlib import Path
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import against, analysis, contents, features, figures, page, rows, sheets, summary, surveys, tables
+from hallmark.report import (
+    against,
+    analysis,
+    contents,
+    features,
+    figures,
+    hidden,
+    page,
+    rows,
+    sheets,
+    summary,
+    surveys,
+    tables,
+)
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 
@@ -22,6 +35,7 @@ TABLES = {
     "detection": contents.detection,
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
+    "hidden_images": hidden.hidden_images,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }
