@@ -103,6 +103,7 @@ def test_a_family_bounds_the_smallest_p() -> None:
         ("scheme=uchida", "the host is a image_to_image"),
         ("scale.imaging.size=16", "does not fit into 16x16 images"),
         ("pretrains.restoration.fit.batch=1000", "exceeds the owner's"),
+        ("trainer.devices=2", "set trainer.devices=1"),
     ],
 )
 def test_what_cannot_work_is_refused_while_planning(override: str, message: str) -> None:

@@ -9,7 +9,7 @@ from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Survey, Ta
 from hallmark.core.access import LEVELS
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.torchvision_nets import required_size
-from hallmark.pretrain.recipe import FOREIGN, METHODS
+from hallmark.pretrain.recipe import FOREIGN, METHODS, HostRecipe, RestorationRecipe
 from hallmark.stages.experiment import Mark, Subject
 from hallmark.stages.inputs import Config, host_data, len_of
 
@@ -85,6 +85,13 @@ def check_batch(where: str, batch: int, part: str, images: int, devices: int) ->
         raise ConfigError(f"{where}.batch={batch} exceeds the {part}'s {images} images; lower the batch")
     if batch % devices:
         raise ConfigError(f"{where}.batch={batch} cannot be shared by trainer.devices={devices}; make it a multiple")
+
+
+def check_restoration(recipe: RestorationRecipe, where: str, host: HostRecipe, size: int, devices: int) -> None:
+    """Refuse a host whose network does not fit its patches or images, or that several devices would train."""
+    recipe.architecture(host, size)
+    if devices > 1:
+        raise ConfigError(f"{where} does not share its normalisation between devices; set trainer.devices=1")
 
 
 def check_scheme(scheme: Scheme, kind: HostKind) -> None:

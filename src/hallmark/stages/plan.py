@@ -26,7 +26,14 @@ from hallmark.pretrain.recipe import (
     build_recipe,
 )
 from hallmark.stages.beside import Models
-from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
+from hallmark.stages.checks import (
+    check_batch,
+    check_distinct,
+    check_experiment,
+    check_hosts,
+    check_restoration,
+    check_survey,
+)
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
@@ -251,7 +258,7 @@ class _Planner:
         else:
             images = len_of(data)
             if isinstance(recipe, RestorationRecipe):
-                recipe.architecture(self.host, data["size"])  # refuses what does not fit
+                check_restoration(recipe, f"pretrains.{name}", self.host, data["size"], self.settings.devices)
                 images *= recipe.fit.patches
             check_batch(f"pretrains.{name}", recipe.batch, part, images, self.settings.devices)
             work = len_of(data) * recipe.epochs * recipe.passes
