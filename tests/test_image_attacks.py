@@ -132,6 +132,20 @@ def test_an_eraser_that_makes_no_sense_is_refused(settings: dict, message: str) 
         Erase(**{"scheme": SCHEME, "epochs": 1, "network": SMALL, **settings})
 
 
+@pytest.mark.parametrize(("name", "reach"), [("cnet", 21), ("res9", 93), ("res16", 149)])
+def test_a_convolutional_surrogate_sees_no_further_than_the_method_card_says(name: str, reach: int) -> None:
+    network = Architecture(name, 1, 2).network(3, 3)
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm2d | nn.ReLU):  # statistics of the whole image know of no place
+            module.forward = lambda x: x
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.1)
+    image = torch.zeros(1, 3, 192, 192, requires_grad=True)
+    network(image)[0, 0, 96, 96].backward()
+    seen = image.grad[0].abs().sum((0, 1)).nonzero().flatten()
+    assert int(seen[-1] - seen[0]) + 1 == reach
+
+
 @pytest.mark.parametrize(("operation", "amount"), [("jpeg", 60), ("gaussian", 1.0), ("resize", 0.5), ("depth", 4)])
 def test_answers_that_are_images_are_processed_as_images_are(operation: str, amount: float, tmp_path: Path) -> None:
     attack = Postprocess(operation, amount)
