@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from hallmark.alternating import Alternating, frozen
 from hallmark.core.random import derive_seed, generator
 from hallmark.core.scheme import Images, Trainer
+from hallmark.data.geometry import move
 from hallmark.data.pairs import PairLaw, cut, degrade
 from hallmark.data.resident import Batch, ResidentBatches
 from hallmark.models.image_to_image import Architecture, Discriminator, ImageToImage, fresh
@@ -51,11 +52,16 @@ class PairTraining(Alternating):
         """Inputs and targets, float in [0, 1]; outside autocast."""
         with torch.no_grad():
             images = batch.images.float() / 255
+            share = {"total": batch.total, "start": batch.start}
             if self.law is None:
-                return images, batch.labels.float() / 255  # type: ignore[union-attr]
-            rng = generator(self.seed, "degrade", batch.step)
-            inputs = degrade(images, self.law, generator=rng, total=batch.total, start=batch.start)
-            return inputs, images if self.teacher is None else self.teacher(inputs)
+                inputs, targets = images, batch.labels.float() / 255  # type: ignore[union-attr]
+            else:
+                inputs = degrade(images, self.law, generator=generator(self.seed, "degrade", batch.step), **share)
+                targets = images if self.teacher is None else self.teacher(inputs)
+            if self.fit.geometric:
+                rng = generator(self.seed, "move", batch.step)
+                inputs, targets = move(torch.cat([inputs, targets], 1), generator=rng, **share).chunk(2, dim=1)
+            return inputs, targets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """A turn of the network, and one of the discriminator."""

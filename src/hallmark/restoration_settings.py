@@ -1,7 +1,8 @@
 """How an image-to-image network is fitted to pairs, as plain values; planning does without Lightning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hallmark.components import NEUTRAL
 from hallmark.errors import ConfigError, allowed
 
 LOSSES = ("l1", "l2", "l1_adv", "l2_adv", "perceptual_adv")
@@ -19,6 +20,8 @@ class Fit:
         patches: Patches cut from each image, once.
         loss: One of :data:`LOSSES`.
         perceptual: Network of a perceptual loss; see :mod:`hallmark.models.perceptual`.
+        geometric: Whether input and target of a pair are turned, cropped, resized and mirrored together, afresh every
+            step; see :func:`hallmark.data.geometry.move`.
     """
 
     epochs: int = 300
@@ -27,6 +30,7 @@ class Fit:
     patches: int = 1
     loss: str = "l2"
     perceptual: str = "random"
+    geometric: bool = field(default=False, metadata=NEUTRAL)
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -44,5 +48,6 @@ class Fit:
 
     @property
     def label(self) -> str:
-        """The loss for people and rows; a perceptual one names its network."""
-        return f"{self.loss}[{self.perceptual}]" if self.loss.startswith("perceptual") else self.loss
+        """The loss for people and rows, and whether pairs are moved; a perceptual loss names its network."""
+        loss = f"{self.loss}[{self.perceptual}]" if self.loss.startswith("perceptual") else self.loss
+        return f"{loss} geometric" if self.geometric else loss

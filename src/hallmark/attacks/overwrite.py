@@ -59,7 +59,7 @@ class OverwriteAttack(Attack):
     def _second(self) -> Scheme:
         """The scheme of the second mark, as strong as asked."""
         amount = int(self.amount) if self.amount == int(self.amount) else self.amount
-        return _scheme(self.scheme, self.changes | ({self.varied: amount} if amount else {}))
+        return changed_scheme(self.scheme, self.changes | ({self.varied: amount} if amount else {}))
 
     @property
     def hosts(self) -> frozenset[HostKind]:
@@ -120,10 +120,10 @@ class OverwriteAttack(Attack):
             return
         names = list(weight_layers(model))
         for place in torch.randperm(len(names), generator=generator_for(seed, "layer")).tolist():
-            yield _scheme(self.scheme, {self.layer_field: names[place]})
+            yield changed_scheme(self.scheme, {self.layer_field: names[place]})
 
 
-def _scheme(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Scheme:
+def changed_scheme(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Scheme:
     """A configured scheme with some fields changed, nested ones by their dotted names."""
     changed = OmegaConf.create(dict(config))
     for name, value in changes.items():

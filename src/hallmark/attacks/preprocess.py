@@ -1,5 +1,6 @@
 """Operations around the stolen model: on the images it is asked about, and on the answers it gives."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +15,8 @@ from hallmark.models.wrapping import Postprocessed, Preprocessed, Wrapper
 
 _ANSWERING = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER, HostKind.IMAGE_TO_IMAGE})
 """Hosts whose answer is one tensor; a detector's is a list of boxes."""
+ON_ANSWERS = {**BLURS, **{name: FILTERS[name] for name in ("gaussian", "jpeg", "resize", "depth")}}
+"""Operations on answers with unit and largest amount, those on answers that are images last."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,11 @@ class _Around(Attack):
     access: ClassVar[Access] = Access.WEIGHTS
 
     wrapper: ClassVar[type[Wrapper]]
-    step: ClassVar[Callable[[str, float, int], nn.Module]]
+
+    @property
+    @abstractmethod
+    def step(self) -> Callable[[str, float, int], nn.Module]:
+        """Makes the step from its operation, amount and seed."""
 
     @property
     def strength(self) -> float:
@@ -47,7 +54,7 @@ class _Around(Attack):
         if not self.amount:
             return model
         seed = derive_seed(generator.initial_seed(), "noise")
-        return self.wrapper(model, type(self).step(self.operation, float(self.amount), seed)).eval()
+        return self.wrapper(model, self.step(self.operation, float(self.amount), seed)).eval()
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,11 @@ class Preprocess(_Around):
 
     name: ClassVar[str] = "preprocess"
     wrapper: ClassVar[type[Wrapper]] = Preprocessed
-    step: ClassVar[Callable[[str, float, int], nn.Module]] = Filter
+
+    @property
+    def step(self) -> type[Filter]:
+        """An operation on images."""
+        return Filter
 
     def __post_init__(self) -> None:
         require(self.operation, self.amount, FILTERS, "preprocess operation")
@@ -78,23 +89,30 @@ class Postprocess(_Around):
     """Every answer (features, logits or image) is made less exact before anybody sees it.
 
     Args:
-        operation: ``noise``, ``rounding``, or ``top``, which shows only the largest numbers of an answer.
-        amount: How much of it, in the operation's unit; see :data:`hallmark.models.steps.BLURS`.
+        operation: ``noise``, ``rounding``, or ``top``, which shows only the largest numbers of an answer; of images
+            also ``gaussian``, ``jpeg``, ``resize`` (smaller and back) or ``depth``.
+        amount: How much of it, in the operation's unit; see :data:`hallmark.models.steps.BLURS` and ``FILTERS``.
     """
 
     name: ClassVar[str] = "postprocess"
     wrapper: ClassVar[type[Wrapper]] = Postprocessed
-    step: ClassVar[Callable[[str, float, int], nn.Module]] = Blur
 
     def __post_init__(self) -> None:
-        require(self.operation, self.amount, BLURS, "postprocess operation")
+        require(self.operation, self.amount, ON_ANSWERS, "postprocess operation")
+
+    @property
+    def step(self) -> type[Filter] | type[Blur]:
+        """An operation on answers, or on answers that are images."""
+        return Blur if self.operation in BLURS else Filter
 
     @property
     def hosts(self) -> frozenset[HostKind]:  # type: ignore[override]
-        """Those above; the largest of an image's numbers are nothing to show."""
+        """Those above, unless the operation is one on images, or on a few numbers."""
+        if self.operation not in BLURS:
+            return frozenset({HostKind.IMAGE_TO_IMAGE})
         return _ANSWERING - {HostKind.IMAGE_TO_IMAGE} if self.operation == "top" else _ANSWERING
 
     @property
     def unit(self) -> str:
         """The operation and its unit."""
-        return f"{self.operation} {BLURS[self.operation][0]}"
+        return f"{self.operation} {ON_ANSWERS[self.operation][0]}"

@@ -1,11 +1,12 @@
 """Copying an image-to-image network from its answers alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from hallmark.components import NEUTRAL
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer, derive_seed
 from hallmark.core.scheme import Images
 from hallmark.data.pairs import PairLaw, make_pairs, to_bytes
@@ -34,6 +35,8 @@ class Surrogate(Attack):
         batch: Pairs per step.
         lr: Adam's learning rate; constant for half of the steps, then falling linearly to zero.
         patches: Patches cut from each of the attacker's images, and asked about once.
+        geometric: Whether both images of a pair are turned, cropped, resized and mirrored together at every step.
+        clean_epochs: Further passes over the same inputs with their true images, after the victim's.
     """
 
     fraction: float
@@ -45,6 +48,8 @@ class Surrogate(Attack):
     batch: int = 16
     lr: float = 1e-4
     patches: int = 1
+    geometric: bool = field(default=False, metadata=NEUTRAL)
+    clean_epochs: int = field(default=0, metadata=NEUTRAL)
 
     name: ClassVar[str] = "surrogate"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.IMAGE_TO_IMAGE})
@@ -53,6 +58,8 @@ class Surrogate(Attack):
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise ConfigError(f"surrogate fraction must lie in 0 … 1, got {self.fraction}")
+        if self.clean_epochs < 0:
+            raise ConfigError(f"surrogate clean_epochs must be at least 0, got {self.clean_epochs}")
         self.network.require(self.pairs.side, self.pairs.side)
         if self.fit.loss.startswith("perceptual"):
             perceptual.require(self.perceptual)
@@ -60,7 +67,7 @@ class Surrogate(Attack):
     @property
     def fit(self) -> Fit:
         """Loss and schedule."""
-        return Fit(self.epochs, self.batch, self.lr, self.patches, self.loss, self.perceptual)
+        return Fit(self.epochs, self.batch, self.lr, self.patches, self.loss, self.perceptual, self.geometric)
 
     @property
     def strength(self) -> float:
@@ -69,8 +76,9 @@ class Surrogate(Attack):
 
     @property
     def unit(self) -> str:
-        """Network and loss."""
-        return f"fraction {self.network.name} {self.fit.label}"
+        """Network, loss, and what else was done."""
+        tuned = f" then {self.clean_epochs} epochs clean" if self.clean_epochs else ""
+        return f"fraction {self.network.name} {self.fit.label}{tuned}"
 
     def apply(
         self, victim: Suspect, attacker_data: Images, *, trainer: Trainer, generator: torch.Generator
@@ -78,10 +86,14 @@ class Surrogate(Attack):
         """The surrogate; each patch is asked about once, and answers come as 8-bit images."""
         from hallmark.restoration import train_on_pairs  # Lightning is needed here alone
 
-        inputs, targets = make_pairs(attacker_data.images, self.pairs, self.patches, generator=generator)
+        inputs, true = make_pairs(attacker_data.images, self.pairs, self.patches, generator=generator)
         asked = torch.randperm(len(inputs), generator=generator)[: round(self.fraction * len(inputs))]
-        targets = targets.clone()
+        targets = true.clone()
         for rows in torch.split(asked, block_size(inputs)):
             targets[rows] = to_bytes(victim.images(inputs[rows].float() / 255))
         seed = derive_seed(generator.initial_seed(), "surrogate")
-        return train_on_pairs(fresh(self.network, seed), inputs, self.fit, targets=targets, trainer=trainer, seed=seed)
+        model = train_on_pairs(fresh(self.network, seed), inputs, self.fit, targets=targets, trainer=trainer, seed=seed)
+        if self.clean_epochs:
+            fit = replace(self.fit, epochs=self.clean_epochs)
+            train_on_pairs(model, inputs, fit, targets=true, trainer=trainer, seed=derive_seed(seed, "clean"))
+        return model

@@ -65,6 +65,11 @@ class Scheme(ABC):
     decoy_work: ClassVar[int] = 0
     """Images through the network that making one decoy costs, a backward pass counting double; for estimates alone.  A
     property where the settings decide."""
+    most_decoys: ClassVar[int | None] = None
+    """Decoys that there are at all, where they are not drawn afresh but given with the key; None where any number can
+    be drawn.  The smallest p-value is then 1 / (most_decoys + 1).  A property where the settings decide."""
+    pictured: ClassVar[bool] = False
+    """Whether there is something to see; see :meth:`pictures`."""
     sampled: ClassVar[tuple[str, ...]] = ()
     """Kinds of numbers that :meth:`samples` gives."""
 
@@ -158,6 +163,20 @@ class Scheme(ABC):
 
     def samples(self, suspect: Suspect, key: Key) -> Mapping[str, Tensor]:
         """Numbers whose distribution the scheme's paper draws, 1-D by kind: those that :attr:`sampled` names."""
+        return {}
+
+    def pictures(self, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int) -> Mapping[str, Tensor]:
+        """What people may look at.
+
+        Args:
+            marked: The marked model.
+            others: What attacks made of it, by name.
+            key: The key of the mark.
+            count: Number of pictures N.
+
+        Returns:
+            N images by what they show, uint8 ``(N, 3, H, W)`` each, in the order in which they are shown.
+        """
         return {}
 
     def require_access(self, suspect: Suspect) -> None:

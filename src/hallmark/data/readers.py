@@ -28,6 +28,10 @@ from hallmark.errors import DataError
 _EVALUATED = 224 / 256
 """Share of the short side that torchvision shows networks of ImageNet: 224 of 256 pixels."""
 _DRAWN = {"train": 20_000, "test": 4_000}
+_SAMPLES = {"train": 96, "test": 24}
+_PHOTOGRAPHS = {"train": "china.jpg", "test": "flower.jpg"}
+_SCENES = 5
+"""Classes of the shapes in the scenes among the samples."""
 
 
 def open_split(source: Source, split: str, root: Path | None, download: bool) -> Opened:
@@ -47,6 +51,8 @@ def open_split(source: Source, split: str, root: Path | None, download: bool) ->
         return _scenes(source.classes, split)
     if source.name == "digits":
         return _digits(split)
+    if source.name == "samples":
+        return _samples(split)
     folder = require_root(source.name, root)
     if source.name.startswith(IMAGE_FOLDER):
         return _image_folder(folder / source.name.removeprefix(IMAGE_FOLDER), split)
@@ -78,6 +84,26 @@ def _digits(split: str) -> Opened:
     chosen = np.sort(parts[split == "test"])
     images = (digits.images[chosen, None] * (255 / 16)).round().astype(np.uint8)
     return _from_array(images, digits.target[chosen])
+
+
+def _samples(split: str) -> Opened:
+    """Squares of one photograph first, then scenes, all without labels."""
+    # Imported here: scikit-learn takes a second to import and only two sets need it.
+    from sklearn.datasets import load_sample_image
+
+    photograph = torch.from_numpy(np.array(load_sample_image(_PHOTOGRAPHS[split]))).permute(2, 0, 1)
+    side = photograph.shape[1] // 2
+    rows = photograph.unfold(1, side, side).unfold(2, side, side)  # (3, down, across, side, side)
+    squares = rows.flatten(1, 2).transpose(0, 1).contiguous()
+
+    def read(indices: Tensor, size: int) -> Tensor:
+        images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        cut = indices < len(squares)
+        images[cut] = resize(squares[indices[cut]], size)
+        images[~cut] = draw_scenes(indices[~cut] - len(squares), classes=_SCENES, size=size, split=split)[0]
+        return images
+
+    return Opened(torch.full((_SAMPLES[split],), -1), read)
 
 
 def _cifar(dataset: type[datasets.CIFAR10], root: Path, split: str, download: bool) -> Opened:
@@ -130,6 +156,21 @@ def _imagenet(root: Path, split: str, download: bool) -> Opened:
     return _from_files([Path(path) for path, _ in data.samples], data.targets, crop=_EVALUATED)
 
 
+def _photographs(root: Path, split: str, download: bool) -> Opened:
+    folder = root / "images" / ("CBSD68" if split == "train" else "Kodak24")
+    return _unlabelled(sorted(folder.glob("*.png")))
+
+
+def _voc(root: Path, split: str, download: bool) -> Opened:
+    year, part = ("2012", "trainval") if split == "train" else ("2007", "test")
+    data = datasets.VOCDetection(root, year=year, image_set=part, download=download)
+    return _unlabelled(sorted(map(Path, data.images)))
+
+
+def _unlabelled(paths: list[Path]) -> Opened:
+    return _from_files(paths, [-1] * len(paths), crop=1.0)
+
+
 def _image_folder(folder: Path, split: str) -> Opened:
     data = datasets.ImageFolder(folder / ("train" if split == "train" else "val"))
     if data.classes != find_classes(folder / "train")[0]:
@@ -146,8 +187,10 @@ _READERS: dict[str, Callable[[Path, str, bool], Opened]] = {
     "gtsrb": _gtsrb,
     "imagenet": _imagenet,
     "mnist": _mnist,
+    "photographs": _photographs,
     "stl10": _stl10,
     "svhn": _svhn,
+    "voc": _voc,
 }
 
 

@@ -25,7 +25,7 @@ class Source:
 
     Args:
         name: Name that results carry.
-        classes: Number of classes.
+        classes: Number of classes; 0 where images have no labels.
         size: Native height and width in pixels; 0 where images differ in size or are drawn at any size.
         channels: Native channels; grey sets (1) are loaded as RGB.
         files: Glob patterns, relative to the data root, of every file that is read; empty for a generated set.
@@ -115,6 +115,13 @@ _FROM_FILES = (
         description="MNIST: 60,000 training and 10,000 test images of handwritten digits",
     ),
     Source(
+        name="photographs",
+        classes=0,
+        size=0,
+        files=("images/CBSD68/*.png", "images/Kodak24/*.png"),
+        description="Natural images without labels: CBSD68 to train on, Kodak24 to test on; central squares",
+    ),
+    Source(
         name="stl10",
         classes=10,
         size=96,
@@ -130,16 +137,29 @@ _FROM_FILES = (
         downloadable=True,
         description="SVHN: 73,257 training and 26,032 test crops of house numbers",
     ),
+    Source(
+        name="voc",
+        classes=0,
+        size=0,
+        files=tuple(
+            f"VOCdevkit/VOC{year}/{part}"
+            for year, part_of in (("2012", "trainval"), ("2007", "test"))
+            for part in ("JPEGImages/*.jpg", f"ImageSets/Main/{part_of}.txt")
+        ),
+        downloadable=True,
+        description="PASCAL VOC without labels: trainval 2012 to train on, test 2007 to test on; central squares",
+    ),
 )
 _GENERATED = (
     Source("digits", 10, 8, channels=1, description="scikit-learn's 1,797 handwritten digits, split 80/20"),
     Source("procedural", 10, 0, description="Drawn shapes: 20,000 training and 4,000 test images"),
+    Source("samples", 0, 0, description="scikit-learn's two photographs in squares, one to test on, and drawn scenes"),
     Source("scenes", 5, 0, description="Drawn scenes of one to four shapes, with boxes: as many images"),
 )
 _STANDINS = tuple(
     Source(f"{STANDIN}{real.name}", real.classes, 0, description=f"Drawn shapes in as many classes as {real.name}")
     for real in _FROM_FILES
-    if real.name != "cifar100_test8k" and not real.name.startswith("coco")  # scenes stand for COCO
+    if real.classes and real.name != "cifar100_test8k" and not real.name.startswith("coco")  # others stand for these
 )
 _BY_NAME = {source.name: source for source in (*_FROM_FILES, *_GENERATED, *_STANDINS)}
 

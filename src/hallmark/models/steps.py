@@ -1,4 +1,4 @@
-"""What can stand before or behind a stored model: operations on its images, a patch on them, a blur on its answers.
+"""What can stand before or behind a stored model: operations on its images and answers, a patch, a retouching network.
 
 A step is a function of one image or answer at a time: what it makes of one does not depend on the others of the batch,
 so that a model behind it still is a function.  Noise is therefore drawn from a stored seed *and* from what it falls on.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hallmark.core.random import derive_seed
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.image_to_image import Architecture, ImageToImage
 
 LEVELS = 255
 
@@ -104,6 +105,19 @@ class Blur(nn.Module):
     def forward(self, answers: Tensor) -> Tensor:
         """The answers, perturbed; at an amount of 0 they are handed on."""
         return _BLURS[self.name](answers.float(), self.amount, self.seed) if self.amount else answers
+
+
+class Retouch(ImageToImage):
+    """An image-to-image network that touches up answers that are images.
+
+    Args:
+        architecture: Which network.
+    """
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON to rebuild the step; the weights are in its state."""
+        return {"step": "retouch", **super().spec}
 
 
 FILTERS: Mapping[str, tuple[str, float]] = {
@@ -260,4 +274,9 @@ _FILTERS: Mapping[str, _Operation] = {
     "occlude": _occlude,
 }
 _BLURS: Mapping[str, _Operation] = {"noise": _answer_noise, "rounding": _rounding, "top": _top}
-_STEPS: Mapping[str, Callable[..., nn.Module]] = {"filter": Filter, "stamp": Stamp, "blur": Blur}
+_STEPS: Mapping[str, Callable[..., nn.Module]] = {
+    "filter": Filter,
+    "stamp": Stamp,
+    "blur": Blur,
+    "retouch": lambda **architecture: Retouch(Architecture(**architecture)),
+}

@@ -16,8 +16,17 @@ from hallmark.models.encoders import Encoder
 from hallmark.pretrain.distributed import synchronise_batch_norm
 from hallmark.pretrain.foreign import adopt_foreign
 from hallmark.pretrain.monitor import OnlineEvaluation
-from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, SupervisedRecipe
+from hallmark.pretrain.recipe import (
+    UNTRAINED,
+    AnyRecipe,
+    DetectionRecipe,
+    ForeignRecipe,
+    HostRecipe,
+    RestorationRecipe,
+    SupervisedRecipe,
+)
 from hallmark.pretrain.train import pretrain
+from hallmark.restoration import train_restorer
 from hallmark.supervised import train_classifier
 from hallmark.training import LightningTrainer
 
@@ -50,6 +59,9 @@ def make_host(
         return train_supervised(host, recipe, owner, trainer=trainer, seed=seed), {}
     if isinstance(recipe, DetectionRecipe):
         return make_detector(host, recipe, owner, trainer=trainer, seed=seed), {}
+    if isinstance(recipe, RestorationRecipe):
+        network = recipe.architecture(host, owner.images.shape[-1])
+        return train_restorer(network, recipe.pairs, owner, recipe.fit, trainer=trainer, seed=seed), {}
     monitor = OnlineEvaluation(owner)
     encoder = pretrain(host, recipe, owner.images, trainer=trainer, seed=seed, callbacks=[monitor])
     return encoder, {"knn_accuracy": monitor.measure(encoder)}

@@ -7,8 +7,11 @@ from typing import Any, ClassVar
 from hallmark.components import build
 from hallmark.core.access import HostKind
 from hallmark.data.augment import ViewRecipe
+from hallmark.data.pairs import PairLaw
 from hallmark.errors import ConfigError, allowed
+from hallmark.models.image_to_image import Architecture
 from hallmark.optimisation import Training
+from hallmark.restoration_settings import Fit
 
 CONTRASTIVE = {
     "simclr": frozenset({"temperature", "hidden", "projection"}),
@@ -16,8 +19,8 @@ CONTRASTIVE = {
     "byol": frozenset({"momentum", "hidden", "projection"}),
 }
 """Contrastive methods with the options that each needs."""
-SUPERVISED, FOREIGN, DETECTION = "supervised", "foreign", "detection"
-METHODS = (*CONTRASTIVE, SUPERVISED, FOREIGN, DETECTION)
+SUPERVISED, FOREIGN, DETECTION, RESTORATION = "supervised", "foreign", "detection", "restoration"
+METHODS = (*CONTRASTIVE, SUPERVISED, FOREIGN, DETECTION, RESTORATION)
 CROP_AND_FLIP = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), jitter=0.0, grey=0.0)
 """What stands for pad-and-crop with flips, the usual augmentation of CIFAR classifiers."""
 OPTIMISERS = ("adamw", "sgd", "lars")
@@ -157,6 +160,64 @@ class DetectionRecipe:
 
 
 @dataclass(frozen=True)
+class RestorationRecipe:
+    """Training an image-to-image network on pairs made from natural images, without labels.
+
+    Args:
+        pairs: What the network learns to undo, and the side of the patches it sees.
+        fit: Loss and schedule.
+        depth: Number of times the network halves the resolution; None for the architecture's own.
+        residual: Whether the network adds to its input; otherwise a sigmoid makes its output.
+        method: ``restoration``.
+    """
+
+    pairs: PairLaw = field(default_factory=PairLaw)
+    fit: Fit = field(default_factory=Fit)
+    depth: int | None = None
+    residual: bool = True
+    method: str = RESTORATION
+    host_kind: ClassVar[HostKind] = HostKind.IMAGE_TO_IMAGE
+
+    def __post_init__(self) -> None:
+        if self.method != RESTORATION:
+            raise ConfigError(allowed(self.method, METHODS, "pretraining method"))
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the owner's patches."""
+        return self.fit.epochs
+
+    @property
+    def batch(self) -> int:
+        """Patches per step, over all devices."""
+        return self.fit.batch
+
+    @property
+    def passes(self) -> int:
+        """Patches through the network for one image of the data, a backward pass counting double, for estimates."""
+        return 3 * self.fit.patches
+
+    def architecture(self, host: HostRecipe, image_size: int) -> Architecture:
+        """The network of a host.
+
+        Args:
+            host: Its name and width.
+            image_size: Height and width of the images that patches are cut from.
+
+        Raises:
+            ConfigError: There is no such network, it cannot take the patches, or the images are smaller than these.
+        """
+        if host.width is None:
+            raise ConfigError(f"host {host.backbone!r} has no width of its own; set host.width")
+        found = Architecture(host.backbone, host.width, self.depth, self.residual)
+        side = self.pairs.side
+        found.require(side, side)
+        if side > image_size:
+            raise ConfigError(f"pairs.side={side} does not fit into {image_size}x{image_size} images; lower it")
+        return found
+
+
+@dataclass(frozen=True)
 class ForeignRecipe:
     """Taking a classifier that somebody else trained, as it is.
 
@@ -198,13 +259,14 @@ class ForeignRecipe:
         return self.weights.removeprefix(PREFIX) if self.weights.startswith(PREFIX) else None
 
 
-AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe | DetectionRecipe
+AnyRecipe = Recipe | SupervisedRecipe | ForeignRecipe | DetectionRecipe | RestorationRecipe
 
 
 _OTHER_METHODS: dict[Any, type[AnyRecipe]] = {
     SUPERVISED: SupervisedRecipe,
     FOREIGN: ForeignRecipe,
     DETECTION: DetectionRecipe,
+    RESTORATION: RestorationRecipe,
 }
 """Recipes by method; every other method is contrastive."""
 

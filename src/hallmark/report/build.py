@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hallmark.errors import DataError
-from hallmark.report import against, analysis, contents, features, figures, page, rows, summary, surveys, tables
+from hallmark.report import (
+    against,
+    analysis,
+    contents,
+    features,
+    figures,
+    hidden,
+    page,
+    rows,
+    sheets,
+    summary,
+    surveys,
+    tables,
+)
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 from hallmark.report.responses import responses
@@ -27,6 +40,7 @@ TABLES = {
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
     "worn_patches": surveys.worn_patches,
+    "hidden_images": hidden.hidden_images,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,
 }
@@ -106,12 +120,16 @@ def papers(results: Path, experiments: Path) -> list[page.Paper]:
     """
     runs = _runs(results / "runs.csv")
     points = _features(results / "features.csv", runs)
+    drawn = sheets.load(results)
     expected = [load(path) for path in sorted(experiments.glob("*/expected.yaml"))]
     unexpected = sorted(set(runs["paper"]) - {e.paper for e in expected})
-    return [_paper(e, runs, points) for e in [*expected, *(Expected(paper=p, title=p) for p in unexpected)]]
+    known = [*expected, *(Expected(paper=p, title=p) for p in unexpected)]
+    return [_paper(e, runs, points, [sheet for sheet in drawn if sheet.paper == e.paper]) for e in known]
 
 
-def _paper(expected: Expected, runs: pd.DataFrame, points: pd.DataFrame) -> page.Paper:
+def _paper(
+    expected: Expected, runs: pd.DataFrame, points: pd.DataFrame, pictured: Sequence[sheets.Sheet]
+) -> page.Paper:
     findings: list[Finding] = []
     sections = []
     for scale in reversed(rows.SCALES):
@@ -133,6 +151,7 @@ def _paper(expected: Expected, runs: pd.DataFrame, points: pd.DataFrame) -> page
                 commands=_commands(expected, mine, scale),
                 tables=tuple(table for table in drawn if len(table.frame)),
                 pictures=tuple(figures.pictures(mine, here, name)),
+                sheets=tuple(sheet for sheet in pictured if sheet.scale == scale),
             )
         )
     if not findings:

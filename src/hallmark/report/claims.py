@@ -16,7 +16,7 @@ import pandas as pd
 
 from hallmark.errors import DataError
 from hallmark.report import analysis
-from hallmark.report.rows import IDENTITY
+from hallmark.report.rows import FRACTIONS, IDENTITY, METRICS
 from hallmark.report.tables import p_text, plain, points
 
 CONFIRMED, PARTLY, REFUTED, NOT_RUN = STATES = ("confirmed", "partly", "not confirmed", "not run")
@@ -107,9 +107,14 @@ class Check:
             gaps += [f"no {column} {', '.join(absent)}"] if absent else []
         return gaps
 
+    @property
+    def fraction(self) -> bool:
+        """Whether differences are of fractions, and shown in points."""
+        return self.metric not in METRICS or self.metric in FRACTIONS
+
     def show(self, value: float) -> str:
         """A cell's number as a person reads it."""
-        if self.pair:
+        if self.pair and self.fraction:
             return points(value)
         if self.metric in ("p_value", "p_min"):
             return p_text(value)
@@ -164,7 +169,8 @@ def _figure(check: Check, cells: pd.DataFrame) -> str:
         return f"{share} ({check.metric} unknown)"
     low, high = check.show(known.min()), check.show(known.max())
     what = _NAMES.get(check.metric, check.metric.replace("_", " "))
-    what += ", difference in points" if check.pair else _ENDS[check.column]
+    difference = ", difference in points" if check.fraction else ", difference"
+    what += difference if check.pair else _ENDS[check.column]
     reach = low if low == high else f"{low} … {high}"
     seeds = "" if "seed" in check.over else f"; {_counted(cells['seed'].nunique(), 'seed')}"
     return f"{share} ({what} {reach}{seeds})"

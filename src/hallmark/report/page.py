@@ -13,6 +13,7 @@ from hallmark.errors import DataError
 from hallmark.report.canvas import NEUTRALS, Picture
 from hallmark.report.claims import STATES, Finding
 from hallmark.report.expected import Expected
+from hallmark.report.sheets import Sheet
 from hallmark.report.tables import NOTHING, Table, markdown
 
 SIGNS = dict(zip(STATES, ("✓", "◐", "✗", "·"), strict=True))
@@ -31,6 +32,7 @@ class Section:
         commands: What reproduces each experiment.
         tables: The tables, the glance first.
         pictures: The figures.
+        sheets: Pictures that stages drew.
     """
 
     scale: str
@@ -38,6 +40,7 @@ class Section:
     commands: Mapping[str, str]
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
+    sheets: tuple[Sheet, ...] = ()
 
     def command(self, table: Table) -> str:
         """What reproduces a table."""

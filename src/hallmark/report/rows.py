@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 SUSPECTS = ("marked", "original", "innocent", "wrong_key", "attacked_innocent")
 ACCESS = ("weights", "weights_aligned", "features", "logits", "labels", "images")
 TASKS = ("linear_probe", "mlp_probe", "finetune", "knn", "classification", "restoration", "detection")
-PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "foreign", "detection")
+PRETRAINS = ("simclr", "moco_v2", "byol", "supervised", "foreign", "detection", "restoration")
 SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),
     *("map", "tolerance"),
-    *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "success_rate", "fpr", "ber"),
-    "t_test_p",
+    *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "fpr", "ber", "t_test_p"),
+    *("success_rate", "success_rate_centred", "bit_accuracy"),
     *("auc", "tpr"),
 )
 METRICS = (
     *FRACTIONS,
     *("statistic", "queries", "response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
-    *("embed_loss", "psnr", "ssim", "nc", "nc_centred", "fpr_bound", "changed_weights", "response"),
-    "outlier_index",
+    *("embed_loss", "psnr", "psnr_input", "ssim", "fpr_bound", "changed_weights", "response", "outlier_index"),
+    *("nc", "nc_blank", "nc_centred", "nc_centred_input", "nc_centred_clean"),
     *("seconds", "images_per_s", "peak_mib"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Survey, Ta
 from hallmark.core.access import LEVELS
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.torchvision_nets import required_size
-from hallmark.pretrain.recipe import FOREIGN, METHODS
+from hallmark.pretrain.recipe import FOREIGN, METHODS, HostRecipe, RestorationRecipe
 from hallmark.stages.experiment import Mark, Subject
 from hallmark.stages.inputs import Config, host_data, len_of, native_data
 
@@ -48,14 +48,9 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     size = required_size(config["host"]["backbone"])
     if size not in (None, config["data"]["size"]):
         raise ConfigError(f"host {config['host']['backbone']!r} takes {size}x{size} images only; set data.size={size}")
-    attainable = 1 / (calibration["decoys"] + 1)
     for mark in marks:
         check_scheme(mark.scheme, kind)
-        if mark.scheme.chance is None and attainable > config["alpha"] * (1 + 1e-9):
-            raise ConfigError(
-                f"with calibration.decoys={calibration['decoys']} no p-value can fall below {attainable:.3g}, so "
-                f"nothing is ever detected at alpha={config['alpha']:g}; raise the decoys or alpha"
-            )
+        check_attainable(mark, calibration["decoys"], config["alpha"])
         mark.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
         if mark.scheme.uses_unseen:
             mark.scheme.check_unseen(len_of(native_data(config)[1]))
@@ -74,12 +69,35 @@ def _check_innocents(where: str, numbers: Config) -> None:
             raise ConfigError(f"there is one foreign host, and no other seed of it; remove {where}.foreign")
 
 
+def check_attainable(mark: Mark, decoys: int, alpha: float) -> None:
+    """Refuse a mark that could never be detected: its rank among so few decoys gives no p-value up to alpha."""
+    if mark.scheme.chance is not None:
+        return
+    most = mark.scheme.most_decoys
+    there, why, what = decoys, f"calibration.decoys={decoys}", "the decoys"
+    if most is not None and most < decoys:
+        there, why, what = most, f"the {most} decoys that {mark.label} has", "their number"
+    smallest = 1 / (there + 1)
+    if smallest > alpha * (1 + 1e-9):
+        raise ConfigError(
+            f"with {why} no p-value can fall below {smallest:.3g}, so nothing is ever detected at alpha={alpha:g}; "
+            f"raise {what} or alpha"
+        )
+
+
 def check_batch(where: str, batch: int, part: str, images: int, devices: int) -> None:
     """Refuse a batch that is larger than the data, or that devices cannot share."""
     if batch > images:
         raise ConfigError(f"{where}.batch={batch} exceeds the {part}'s {images} images; lower the batch")
     if batch % devices:
         raise ConfigError(f"{where}.batch={batch} cannot be shared by trainer.devices={devices}; make it a multiple")
+
+
+def check_restoration(recipe: RestorationRecipe, where: str, host: HostRecipe, size: int, devices: int) -> None:
+    """Refuse a host whose network does not fit its patches or images, or that several devices would train."""
+    recipe.architecture(host, size)
+    if devices > 1:
+        raise ConfigError(f"{where} does not share its normalisation between devices; set trainer.devices=1")
 
 
 def check_scheme(scheme: Scheme, kind: HostKind) -> None:

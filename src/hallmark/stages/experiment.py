@@ -120,6 +120,21 @@ class Surveyed:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """Pictures of one mark, and of what attacks leave of it.
+
+    Args:
+        stage: Draws them.
+        mark: What they show.
+        pretrain: How the host was trained.
+    """
+
+    stage: Stage
+    mark: Mark
+    pretrain: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment at one seed and scale.
 
@@ -129,6 +144,7 @@ class Experiment:
         detections: The detectors it tries.
         histograms: The distributions it draws.
         surveys: What the owner measures beside.
+        sheets: The pictures of it.
     """
 
     config: Config
@@ -136,6 +152,7 @@ class Experiment:
     detections: tuple[Detection, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     surveys: tuple[Surveyed, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -153,4 +170,5 @@ class Experiment:
         targets = [stage for subject in self.subjects for stage in (*subject.transfers.values(), subject.verify)]
         targets += [histogram.stage for histogram in self.histograms]
         targets += [detection.stage for detection in self.detections]
+        targets += [sheet.stage for sheet in self.sheets]
         return in_order([*targets, *(survey.stage for survey in self.surveys)])

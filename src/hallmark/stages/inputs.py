@@ -10,8 +10,10 @@ Config = Mapping[str, Any]
 
 def source_name(config: Config, name: str) -> str:
     """The data set that stands for ``name`` at this scale."""
-    if not config["scale"]["standin"] or name in ("procedural", "scenes", "digits"):
+    if not config["scale"]["standin"] or name in ("procedural", "samples", "scenes", "digits"):
         return name
+    if name in ("photographs", "voc"):
+        return "samples"
     return "scenes" if name.startswith("coco") else f"standin-{name}"
 
 

@@ -15,9 +15,25 @@ from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
 from hallmark.models.detectors import ObjectDetector
 from hallmark.models.encoders import Encoder
-from hallmark.pretrain.recipe import UNTRAINED, AnyRecipe, DetectionRecipe, ForeignRecipe, HostRecipe, build_recipe
+from hallmark.models.image_to_image import ImageToImage
+from hallmark.pretrain.recipe import (
+    UNTRAINED,
+    AnyRecipe,
+    DetectionRecipe,
+    ForeignRecipe,
+    HostRecipe,
+    RestorationRecipe,
+    build_recipe,
+)
 from hallmark.stages.beside import Models
-from hallmark.stages.checks import check_batch, check_distinct, check_experiment, check_hosts, check_survey
+from hallmark.stages.checks import (
+    check_batch,
+    check_distinct,
+    check_experiment,
+    check_hosts,
+    check_restoration,
+    check_survey,
+)
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
@@ -34,6 +50,7 @@ from hallmark.stages.inputs import (
     strengths,
     variants,
 )
+from hallmark.stages.sheets import sheets
 from hallmark.training_settings import TrainerSettings
 
 Fingerprint = Callable[[str], str]
@@ -55,7 +72,8 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     check_distinct(subjects)
     models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed, planner._prints)
     detections = tuple(models.detections(list(planner.detectors())))
-    return Experiment(config, subjects, detections, tuple(models.histograms()), tuple(planner.surveys()))
+    surveys, drawn = tuple(planner.surveys()), tuple(sheets(subjects))
+    return Experiment(config, subjects, detections, tuple(models.histograms()), surveys, drawn)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -108,6 +126,9 @@ class _Planner:
         with torch.device("meta"):
             if self.kind is HostKind.DETECTOR:
                 return ObjectDetector(self.host.backbone, 2, self.config["data"]["size"], self.host.width)
+            for recipe in self.recipes.values():
+                if isinstance(recipe, RestorationRecipe):
+                    return ImageToImage(recipe.architecture(self.host, self.config["data"]["size"]))
             encoder = Encoder(self.host.backbone, self.host.width)
             return Classifier(encoder, classes=2) if self.kind is HostKind.CLASSIFIER else encoder
 
@@ -200,7 +221,9 @@ class _Planner:
     ) -> Subject:
         light = attack != "none" or suspect == "innocent"
         transfers = self._transfers(stage, self.config["attacked_tasks"] if light else list(self.config["tasks"]))
-        trials = self.config["calibration"]["trials"] if attack == "none" or suspect == "attacked_innocent" else 0
+        calibrates = attack == "none" or suspect == "attacked_innocent"
+        # where the decoys are given, there are no fresh keys beside them
+        trials = self.config["calibration"]["trials"] if calibrates and mark.scheme.most_decoys is None else 0
         verify = self._verify(stage, embed, mark, transfers, trials)
         label = f"{self.config['host']['backbone']} {host}".strip()
         return Subject(stage, embed, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)
@@ -240,7 +263,11 @@ class _Planner:
         if isinstance(recipe, ForeignRecipe):
             prints |= {recipe.file: self.fingerprint(f"{FILE}{recipe.file}")} if recipe.file else {}
         else:
-            check_batch(f"pretrains.{name}", recipe.batch, part, len_of(data), self.settings.devices)
+            images = len_of(data)
+            if isinstance(recipe, RestorationRecipe):
+                check_restoration(recipe, f"pretrains.{name}", self.host, data["size"], self.settings.devices)
+                images *= recipe.fit.patches
+            check_batch(f"pretrains.{name}", recipe.batch, part, images, self.settings.devices)
             work = len_of(data) * recipe.epochs * recipe.passes
         config = {
             "recipe": asdict(recipe),

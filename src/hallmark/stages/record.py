@@ -1,4 +1,4 @@
-"""Writing what an experiment found: rows, pictures' points, and which images belonged to whom."""
+"""Writing what an experiment found: rows, points of figures, sheets of pictures, and which images belonged to whom."""
 
 import json
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from hallmark.stages.inputs import host_data
 from hallmark.stages.manifest import digest
 from hallmark.stages.points import points
 from hallmark.stages.results import rows
+from hallmark.stages.sheets import FILE
 from hallmark.stages.store import Store
 
 
@@ -41,8 +42,30 @@ def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row
     with disk_errors(folder):
         changed = merge(folder / "runs.csv", found, complete=True)
         merge_points(folder / "features.csv", points(experiment, result))
+        _record_sheets(experiment, store, folder / "sheets")
         _record_split(experiment, folder / "splits")
     return found, changed
+
+
+def _record_sheets(experiment: Experiment, store: Store, folder: Path) -> None:
+    """Copy every sheet of pictures, with what it shows beside it."""
+    config = experiment.config
+    for sheet in experiment.sheets:
+        made = store.open(sheet.stage.key)
+        about = {
+            "paper": config["paper"],
+            "experiment": config["name"],
+            "scale": config["scale"]["name"],
+            "seed": config["seed"],
+            "variant": sheet.mark.variant,
+            "pretrain": sheet.pretrain,
+            "columns": json.loads((made / "result.json").read_text())["columns"],
+        }
+        words = (about["experiment"], about["scale"], sheet.mark.variant, sheet.pretrain, f"seed{config['seed']}")
+        stem = "_".join("".join(c if c.isalnum() else "_" for c in str(word)) for word in words if word)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{stem}.png").write_bytes((made / FILE).read_bytes())
+        (folder / f"{stem}.json").write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _record_split(experiment: Experiment, folder: Path) -> None:

@@ -18,6 +18,7 @@ from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
+from hallmark.stages import sheets
 from hallmark.stages.beside import groups
 from hallmark.stages.graph import Stage
 from hallmark.stages.histogram import Bins, histograms, rounded
@@ -201,6 +202,21 @@ def _survey(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     return {"readings": [vars(reading) for reading in survey.look(host, marking, owner, test, generator=rng)]}
 
 
+def _sheet(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
+    """Pictures of a mark, as one file, and what its columns show."""
+    scheme = instantiate(stage.config["scheme"], "scheme")
+    key = Key.load(bench.open(stage.inputs["marked"].key) / KEY, scheme=scheme.name)
+
+    def seen(role: str) -> Suspect:
+        model = files.load(bench.open(stage.inputs[role].key)).to(bench.device)
+        return Suspect(model, kind_of(model), Access.IMAGES)
+
+    others = {role: seen(role) for role in stage.inputs if role != "marked"}
+    columns = scheme.pictures(seen("marked"), others, key, stage.config["pictures"])
+    sheets.image(columns).save(folder / sheets.FILE, optimize=True)
+    return {"columns": list(columns)}
+
+
 def _trainer(stage: Stage, folder: Path, bench: Bench) -> LightningTrainer:
     settings = bench.settings
     if stage.kind != "pretrain":
@@ -222,4 +238,5 @@ _KINDS: Mapping[str, Callable[[Stage, Path, Bench, LightningTrainer], dict[str, 
     "detect": _detect,
     "histogram": _histogram,
     "survey": _survey,
+    "sheet": _sheet,
 }

@@ -1,12 +1,14 @@
 """deep_watermark: an invisible image in every output of an image-to-image network (Zhang et al. 2021)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hallmark.components import NEUTRAL
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
@@ -42,6 +44,8 @@ class DeepWatermark(Scheme):
         networks: Sizes.
         embedding: The initial stage.
         adversarial: The stage after it.
+        extraction: λ, what the extraction loss counts beside the embedding loss in the initial stage; the paper's is 1.
+            Small extractors leave an error that a barrier makes up for by a stronger mark; a smaller λ keeps it faint.
     """
 
     variant: str = "barrier"
@@ -55,10 +59,12 @@ class DeepWatermark(Scheme):
     networks: Networks = field(default_factory=Networks)
     embedding: Embedding = field(default_factory=Embedding)
     adversarial: Adversarial = field(default_factory=Adversarial)
+    extraction: float = field(default=1.0, metadata=NEUTRAL)
 
     name: ClassVar[str] = "deep_watermark"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.IMAGE_TO_IMAGE})
     access: ClassVar[frozenset[Access]] = frozenset({Access.IMAGES})
+    pictured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for value, choices, what in (
@@ -71,6 +77,8 @@ class DeepWatermark(Scheme):
         object.__setattr__(self, "without", tuple(self.without))  # a configuration's list made hashable
         if self.queries < 2 or self.family < 1:
             raise ConfigError(f"scheme needs queries ≥ 2 and family ≥ 1, got {self.queries} and {self.family}")
+        if not 0 < self.extraction < math.inf:
+            raise ConfigError(f"scheme.extraction must be a positive number, got {self.extraction}")
         if self.variant == "absorbed" and self.family > 1:
             raise ConfigError(
                 f"variant=absorbed makes a model that bears one mark, got family={self.family}; set family=1"
@@ -81,6 +89,11 @@ class DeepWatermark(Scheme):
     def weights(self) -> Weights:
         """Of the loss terms."""
         return PRESETS[self.losses].without(self.without)
+
+    @property
+    def most_decoys(self) -> int | None:  # type: ignore[override]
+        """The other members of a family; any number where there is one mark alone."""
+        return self.family - 1 if self.family > 1 else None
 
     def check(self, image_size: int, images: int) -> None:
         """Patches must fit into the images and the networks, and a perceptual term's network must be there."""
@@ -197,6 +210,24 @@ class DeepWatermark(Scheme):
     def figures(self, suspect: Suspect, key: Key) -> dict[str, float]:
         """The paper's figures and their honest companions; see :func:`hallmark.schemes.deep_watermark.figures_of`."""
         return figures_of(self.reading(suspect, key), key)
+
+    def pictures(self, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int) -> dict[str, Tensor]:
+        """Queries, clean and marked outputs, their difference, and what is read from each and from other suspects."""
+        queries = key.tensors["queries"][:count]
+        few = Key(key.scheme, {**key.tensors, "queries": queries, "clean": key.tensors["clean"][:count]}, key.meta)
+        reading = self.reading(marked, few)
+        difference = reading.answers.float() - few.tensors["clean"].float()
+        return {
+            "input": queries,
+            "clean output": few.tensors["clean"],
+            "marked output": reading.answers,
+            "difference × 10 around grey": (128 + 10 * difference).clamp(0, 255).to(torch.uint8),
+            "mark": key.tensors["mark"].expand_as(queries),
+            "read from the marked output": to_bytes(reading.marked),
+            "read from the clean output": to_bytes(reading.clean),
+            "read from the input": to_bytes(reading.inputs),
+            **{f"read after {name}": to_bytes(self.reading(other, few).marked) for name, other in others.items()},
+        }
 
 
 def _majority(shown: Tensor, trials: Tensor) -> Evidence:

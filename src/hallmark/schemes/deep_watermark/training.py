@@ -161,6 +161,7 @@ class InitialStage(_Stage):
     ) -> None:
         super().__init__(host, marker, extractor, family, scheme, lr=scheme.embedding.lr, seed=seed)
         self.discriminator = Discriminator(scheme.networks.discriminator_width)
+        self.balance = scheme.extraction
         self.perceptual = Perceptual(scheme.perceptual) if self.weights.perceptual else None
 
     def players(self) -> list[list[nn.Module]]:
@@ -181,7 +182,7 @@ class InitialStage(_Stage):
         if self.perceptual is not None:
             embedding = embedding + weights.perceptual * self.perceptual(shown, wanted)
         extraction = self.extraction(shown, batch, batch["marks"])
-        loss = embedding + extraction
+        loss = embedding + self.balance * extraction
         self.turn(0, loss)
         judged = gan_loss(self.discriminator(batch["clean"]), real=True, form=form)
         self.turn(1, judged + gan_loss(self.discriminator(shown.detach()), real=False, form=form))
