@@ -1,7 +1,7 @@
 """awencoder: bounded perturbations against formulas, keys of one law, evidence by hand, and a mark that is found."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blind import Blind
 from hallmark.core import Access, HostKind, Key, Suspect, extract_all, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
@@ -454,29 +455,11 @@ def test_noise_is_plus_or_minus_the_bound() -> None:
 # Embedding
 
 
-@dataclass(frozen=True)
-class Blind:
-    """Owner data that fails whoever looks at its labels."""
-
-    images: Tensor = field(default_factory=lambda: owner().images)
-
-    @property
-    def labels(self) -> Tensor:
-        raise AssertionError("labels were read")
-
-    @property
-    def classes(self) -> int:
-        raise AssertionError("the number of classes was read")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
 def train(aw: AWEncoder, folder: Path, seed: int = 0, budget: float | None = None) -> tuple[nn.Module, Key]:
-    key = aw.keygen(host(), Blind(), generator=generator(0, "key"))
+    key = aw.keygen(host(), Blind(owner().images), generator=generator(0, "key"))
     settings = TrainerSettings(precision="32-true", progress=False)
     trainer = LightningTrainer(settings, folder, deadline=Deadline(budget))
-    return aw.embed(host(), key, Blind(), trainer=trainer, generator=generator(seed, "embed"))
+    return aw.embed(host(), key, Blind(owner().images), trainer=trainer, generator=generator(seed, "embed"))
 
 
 @pytest.fixture(scope="module")

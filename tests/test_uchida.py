@@ -2,7 +2,7 @@
 
 from collections import Counter
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
+from blind import Blind
 from hallmark.components import identify, instantiate
 from hallmark.composition import compose
 from hallmark.core import Access, Evidence, HostKind, Key, Suspect, extract_all, generator
@@ -451,24 +452,6 @@ def test_positive_rescaling_of_input_channels_costs_few_bits() -> None:
 # Training
 
 
-@dataclass(frozen=True)
-class Blind:
-    """Owner data that fails whoever looks at its labels."""
-
-    images: Tensor = field(default_factory=lambda: owner().images)
-
-    @property
-    def labels(self) -> Tensor:
-        raise AssertionError("labels were read")
-
-    @property
-    def classes(self) -> int:
-        raise AssertionError("the number of classes was read")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
 def train(
     uchida: Uchida, folder: Path, *, kind: type[nn.Module] = Classifier, data: Any = None, seed: int = 0
 ) -> tuple[nn.Module, Key]:
@@ -480,7 +463,7 @@ def train(
 
 def labels_for(situation: str, kind: type[nn.Module]) -> Any:
     """Data with labels only where they may be read."""
-    return owner() if kind is Classifier and situation in ("train", "finetune") else Blind()
+    return owner() if kind is Classifier and situation in ("train", "finetune") else Blind(owner().images)
 
 
 SITUATIONS = [("train", Classifier), ("finetune", Classifier), ("distill", Classifier)]
@@ -545,7 +528,7 @@ def test_distilling_keeps_answers_and_features(taught: tuple[nn.Module, Key], tm
         trainer = LightningTrainer(
             TrainerSettings(precision="32-true", progress=False), tmp_path / original._get_name()
         )
-        model, _ = uchida.embed(original, key, Blind(), trainer=trainer, generator=generator(0))
+        model, _ = uchida.embed(original, key, Blind(owner().images), trainer=trainer, generator=generator(0))
         assert errors(model, key) == 0
         now, then = answers(model), answers(original)
         assert torch.cosine_similarity(now, then).mean() > 0.95  # measured 0.98 of logits and of features
@@ -555,7 +538,7 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path) -> None:
     training = Training("adamw", lr=1e-3)
     for mode in ("frozen", "train"):
         uchida = scheme(situation="distill", batch_norm=mode, training=training, epochs=1)
-        model, _ = train(uchida, tmp_path / mode, kind=Encoder, data=Blind())
+        model, _ = train(uchida, tmp_path / mode, kind=Encoder, data=Blind(owner().images))
         name = "backbone.group2.bn1.running_mean"
         assert torch.equal(model.get_buffer(name), host(Encoder).get_buffer(name)) == (mode == "frozen")
 

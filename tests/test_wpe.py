@@ -1,7 +1,6 @@
 """wpe: losses and trigger law against plain formulas, evidence by hand, and a mark trained into a tiny encoder."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
+from blind import Blind
 from hallmark.core import Access, HostKind, Key, Suspect, extract_all, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
@@ -353,28 +353,10 @@ def test_weights_are_no_place_to_look() -> None:
 # Embedding
 
 
-@dataclass(frozen=True)
-class Blind:
-    """Owner data that fails whoever looks at its labels."""
-
-    images: Tensor = field(default_factory=lambda: owner().images)
-
-    @property
-    def labels(self) -> Tensor:
-        raise AssertionError("labels were read")
-
-    @property
-    def classes(self) -> int:
-        raise AssertionError("the number of classes was read")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
 def train(wpe: WPE, folder: Path, seed: int = 0) -> tuple[nn.Module, Key]:
-    key = wpe.keygen(host(), Blind(), generator=generator(0, "key"))
+    key = wpe.keygen(host(), Blind(owner().images), generator=generator(0, "key"))
     trainer = LightningTrainer(TrainerSettings(precision="32-true", progress=False), folder)
-    return wpe.embed(host(), key, Blind(), trainer=trainer, generator=generator(seed, "embed"))
+    return wpe.embed(host(), key, Blind(owner().images), trainer=trainer, generator=generator(seed, "embed"))
 
 
 @pytest.fixture(scope="module", params=READINGS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from blind import Blind
 from hallmark.core import Access, HostKind, Key, Scheme, Suspect, extract_all, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
@@ -31,26 +32,12 @@ def encoder(seed: int = 0, width: int = 4) -> Encoder:
     return found.eval()
 
 
-class Blind:
-    """Owner data that fails whoever looks at its labels."""
-
-    def __init__(self, images: Tensor | None = None) -> None:
-        self.images = owner().images if images is None else images
-
-    @property
-    def labels(self) -> Tensor:
-        raise AssertionError("labels were read")
-
-    @property
-    def classes(self) -> int:
-        raise AssertionError("the number of classes was read")
-
-    def __len__(self) -> int:
-        return len(self.images)
+def blind(images: Tensor | None = None) -> Blind:
+    return Blind(owner().images if images is None else images)
 
 
 def drawn(scheme: Scheme, seed: int = 0, host: nn.Module | None = None, images: Tensor | None = None) -> Key:
-    return scheme.keygen(host or encoder(), Blind(images), generator=generator(seed, "key"))
+    return scheme.keygen(host or encoder(), blind(images), generator=generator(seed, "key"))
 
 
 def embedded(
@@ -69,7 +56,7 @@ def embedded(
     )
     rng, key = generator(seed, "embed"), key or drawn(scheme, images=images)
     try:
-        return scheme.embed(encoder(), key, Blind(images), trainer=trainer, generator=rng)
+        return scheme.embed(encoder(), key, blind(images), trainer=trainer, generator=rng)
     finally:
         assert all(torch.equal(tensor, before[name]) for name, tensor in encoder().state_dict().items())
 
@@ -91,6 +78,6 @@ def judged(
     scheme: Scheme, key: Key, model: nn.Module, *, access: Access = Access.FEATURES, decoys: int = 199, seed: int = 1
 ) -> Verdict:
     """The verdict at level 0.01 by rank among decoys."""
-    keys = [key, *scheme.decoys(encoder(), key, Blind(), decoys, seed=seed)]
+    keys = [key, *scheme.decoys(encoder(), key, blind(), decoys, seed=seed)]
     true, *others = extract_all(scheme, [suspect(model, access)], keys)[0]
     return verify(true, Ranked(others), 0.01)
