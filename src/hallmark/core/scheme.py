@@ -165,10 +165,13 @@ class Scheme(ABC):
         """Numbers whose distribution the scheme's paper draws, 1-D by kind: those that :attr:`sampled` names."""
         return {}
 
-    def pictures(self, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int) -> Mapping[str, Tensor]:
-        """What people may look at.
+    def pictures(
+        self, host: nn.Module, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int
+    ) -> Mapping[str, Tensor]:
+        """What anybody may look at, so no images of the owner's or of a data set.
 
         Args:
+            host: The unmarked model.
             marked: The marked model.
             others: What attacks made of it, by name.
             key: The key of the mark.

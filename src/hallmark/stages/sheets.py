@@ -35,7 +35,8 @@ def sheets(subjects: Iterable[Subject]) -> Iterator[Sheet]:
     for key, subject in marked.items():
         others = {f"{s.attack} {s.strength:g} {s.unit}": s.stage for s in strongest.get(key, {}).values()}
         config = {"scheme": identify(subject.mark.scheme), "pictures": PICTURES}
-        stage = Stage("sheet", config, {"marked": subject.embed, **others}, {}, f"pictures of {subject.embed.label}")
+        inputs = {"host": subject.embed.inputs["host"], "marked": subject.embed, **others}
+        stage = Stage("sheet", config, inputs, {}, f"pictures of {subject.embed.label}")
         yield Sheet(stage, subject.mark, subject.pretrain)
 
 

@@ -211,8 +211,9 @@ def _sheet(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) 
         model = files.load(bench.open(stage.inputs[role].key)).to(bench.device)
         return Suspect(model, kind_of(model), Access.IMAGES)
 
-    others = {role: seen(role) for role in stage.inputs if role != "marked"}
-    columns = scheme.pictures(seen("marked"), others, key, stage.config["pictures"])
+    host = files.load(bench.open(stage.inputs["host"].key)).to(bench.device)
+    others = {role: seen(role) for role in stage.inputs if role not in ("host", "marked")}
+    columns = scheme.pictures(host, seen("marked"), others, key, stage.config["pictures"])
     sheets.image(columns).save(folder / sheets.FILE, optimize=True)
     return {"columns": list(columns)}
 

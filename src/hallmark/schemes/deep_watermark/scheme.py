@@ -13,6 +13,7 @@ from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trai
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.data.pairs import PairLaw, cut, make_pairs, to_bytes
+from hallmark.data.scenes import LEAST_SIZE, draw_scenes
 from hallmark.errors import ConfigError, allowed
 from hallmark.models import perceptual
 from hallmark.models.inference import Answering
@@ -126,14 +127,11 @@ class DeepWatermark(Scheme):
         each = -(-self.queries // len(held_out))
         queries, _ = make_pairs(owner_data.images[held_out], self.pairs, each, generator=generator)
         queries = queries[torch.randperm(len(queries), generator=generator)[: self.queries]]
-        device = next(host.parameters()).device
-        with torch.no_grad():
-            clean = to_bytes(Answering(host)((queries.float() / 255).to(device)).float()).cpu()
         tensors = {
             "mark": family[chosen].clone(),
             "family": family,
             "queries": queries,
-            "clean": clean,
+            "clean": answers(host, queries),
             "held_out": held_out,
         }
         return Key(self.name, tensors, {"mark": self.mark.kind, "cells": self.mark.cells})
@@ -211,23 +209,33 @@ class DeepWatermark(Scheme):
         """The paper's figures and their honest companions; see :func:`hallmark.schemes.deep_watermark.figures_of`."""
         return figures_of(self.reading(suspect, key), key)
 
-    def pictures(self, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int) -> dict[str, Tensor]:
-        """Queries, clean and marked outputs, their difference, and what is read from each and from other suspects."""
-        queries = key.tensors["queries"][:count]
-        few = Key(key.scheme, {**key.tensors, "queries": queries, "clean": key.tensors["clean"][:count]}, key.meta)
-        reading = self.reading(marked, few)
-        difference = reading.answers.float() - few.tensors["clean"].float()
+    def pictures(
+        self, host: nn.Module, marked: Suspect, others: Mapping[str, Suspect], key: Key, count: int
+    ) -> dict[str, Tensor]:
+        """Drawn scenes as queries, clean and marked outputs, their difference, and what is read from all of these."""
+        scenes, _ = draw_scenes(count, size=max(LEAST_SIZE, self.pairs.side), split="test")
+        queries, _ = make_pairs(scenes, self.pairs, 1, generator=generator_for(0, "pictures"))
+        shown = Key(key.scheme, {**key.tensors, "queries": queries, "clean": answers(host, queries)}, key.meta)
+        reading = self.reading(marked, shown)
+        difference = reading.answers.float() - shown.tensors["clean"].float()
         return {
             "input": queries,
-            "clean output": few.tensors["clean"],
+            "clean output": shown.tensors["clean"],
             "marked output": reading.answers,
             "difference × 10 around grey": (128 + 10 * difference).clamp(0, 255).to(torch.uint8),
             "mark": key.tensors["mark"].expand_as(queries),
             "read from the marked output": to_bytes(reading.marked),
             "read from the clean output": to_bytes(reading.clean),
             "read from the input": to_bytes(reading.inputs),
-            **{f"read after {name}": to_bytes(self.reading(other, few).marked) for name, other in others.items()},
+            **{f"read after {name}": to_bytes(self.reading(other, shown).marked) for name, other in others.items()},
         }
+
+
+def answers(host: nn.Module, queries: Tensor) -> Tensor:
+    """What a host answers to images, both uint8 ``(N, 3, side, side)``."""
+    device = next(host.parameters()).device
+    with torch.no_grad():
+        return to_bytes(Answering(host)((queries.float() / 255).to(device)).float()).cpu()
 
 
 def _majority(shown: Tensor, trials: Tensor) -> Evidence:
