@@ -3,6 +3,7 @@
 import math
 from functools import cache
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -16,13 +17,15 @@ from hallmark.attacks.forge import (
     public_generator,
     search,
 )
+from hallmark.attacks.forged import ForgedKeys
 from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify
-from hallmark.core import Access, HostKind, Key, Suspect, generator
+from hallmark.core import Access, HostKind, Key, Marking, Suspect, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
 from hallmark.errors import AccessError, ConfigError
 from hallmark.models import Classifier, Encoder
+from hallmark.report.surveys import KEYS, forged_keys
 from hallmark.schemes.stain_lock import Search, Stain
 from hallmark.schemes.uchida import Uchida
 from hallmark.schemes.uchida.scheme import Embedding
@@ -206,3 +209,26 @@ def test_nothing_overwritten_is_the_identity() -> None:
     victim = Suspect(marked, HostKind.CLASSIFIER, Access.WEIGHTS)
     attack = OverwriteAttack(identify(STAIN), "keys", 0)
     assert not differing(marked, attack.apply(victim, images("test"), trainer=None, generator=generator(0)))
+
+
+def test_the_survey_of_forged_keys_says_what_helps() -> None:
+    model = innocent()
+    key = STAIN.keygen(model, images(), generator=generator(0))
+    marked, key = STAIN.embed(model, key, images(), trainer=None, generator=generator(1))  # type: ignore[arg-type]
+    marking = Marking(STAIN, marked, key)
+    survey = ForgedKeys(tries=60, decoys=99, images=8)
+    readings = survey.look(model, marking, images(), images("test"), generator=generator(2))
+    found = {reading.unit: reading.value for reading in readings}
+    for role in ("innocent", "stained"):
+        assert found[f"{role}, weights, computed"] == found[f"{role}, logits, computed"] == 0.01
+        assert found[f"{role}, weights, one public string"] > 0.01  # a draw like any other: false in one of a hundred
+        assert found[f"{role}, weights, best of 60 strings"] < 0.1  # fails by chance once in 500
+        assert (
+            f"{role}, logits, one public string" in found
+        )  # how far images for given codes lead depends on the network
+    assert len(found) == 10
+    table = forged_keys(pd.DataFrame([{**dict.fromkeys(KEYS, ""), **vars(reading)} for reading in readings]), "t")
+    assert len(table.frame) == 10
+    assert set(table.frame["model"]) == {"innocent", "stained"}
+    with pytest.raises(ConfigError, match="tries, decoys and images ≥ 1, got 0, 999 and 64"):
+        ForgedKeys(tries=0)

@@ -40,6 +40,7 @@ TABLES = {
     "false_fires": surveys.false_fires,
     "locked_use": surveys.locked_use,
     "worn_patches": surveys.worn_patches,
+    "forged_keys": surveys.forged_keys,
     "hidden_images": hidden.hidden_images,
     "attacks": contents.attack_summary,
     "attacked_models": contents.attack_models,

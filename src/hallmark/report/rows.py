@@ -31,7 +31,19 @@ SCALES = ("smoke", "cpu", "paper")
 FRACTIONS = (
     *("accuracy", "knn_accuracy", "original_accuracy", "edited_accuracy", "locked_accuracy", "unlocked_accuracy"),
     *("map", "tolerance"),
-    *("p_value", "p_min", "alpha", "fpr_alpha", "detected", "wsr", "foreign_flip", "fpr", "ber", "t_test_p"),
+    *(
+        "p_value",
+        "p_min",
+        "alpha",
+        "fpr_alpha",
+        "detected",
+        "wsr",
+        "foreign_flip",
+        "fpr",
+        "ber",
+        "t_test_p",
+        "forged_p",
+    ),
     *("success_rate", "success_rate_centred", "bit_accuracy"),
     *("auc", "tpr"),
 )

@@ -75,6 +75,21 @@ def locked_use(rows: pd.DataFrame, name: str) -> Table:
     return _table(name, "What a lock leaves", note, frame, KEYS, columns)
 
 
+def forged_keys(rows: pd.DataFrame, name: str) -> Table:
+    """p-values of keys that were made after the model was there."""
+    found = rows[rows["metric"] == "forged_p"]
+    parts = found["unit"].str.split(", ", n=2, expand=True).reindex(columns=range(3))
+    keys = (*KEYS, "model", "level", "forger")
+    frame = ordered(found.assign(model=parts[0], level=parts[1], forger=parts[2])[[*keys, "value"]], keys)
+    column = Column("p-value", "value", lambda r: plain(r["value"], ".3g"))
+    note = (
+        "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one "
+        "with somebody else's stain. A key that must be drawn from a public string is worth as much as the strings "
+        "tried. What no number here shows is the commitment of the rightful owner, which is older."
+    )
+    return _table(name, "Forged keys", note, frame, keys, (column,))
+
+
 def _uses(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of locks, those of detectors under the names that classifiers' have."""
     detected = rows[(rows["metric"] == "map") & (rows["task"] == "")]
