@@ -127,7 +127,7 @@ def test_wrong_surveys_are_refused(wrong: dict[str, Any]) -> None:
         FalseFires(**{"layers": {"a": "layer1.conv1"}, **wrong})
     with pytest.raises(ConfigError, match="shifts nothing"):
         LockedUse(shift=0)
-    with pytest.raises(ConfigError, match=r"unknown operation of locked_use\.worn 'melt'; allowed: depth"):
+    with pytest.raises(ConfigError, match=r"unknown operation of locked_use\.worn 'melt'; allowed: crop, depth"):
         LockedUse(worn={"melt": 1})
 
 
@@ -192,7 +192,7 @@ def config_of(name: str, *words: str) -> dict[str, Any]:
 def test_surveys_are_stages_of_their_own() -> None:
     found = plan(config_of("lock"), lambda name: name)
     stages = [stage for stage in found.stages if stage.kind == "survey"]
-    assert len(stages) == len(found.surveys) == 2  # internal and excite, not the stain
+    assert len(stages) == len(found.surveys) == 3  # internal twice and excite, not the stain
     assert {tuple(sorted(stage.inputs)) for stage in stages} == {("host", "mark")}
     (alone,) = (s.stage for s in plan(config_of("stain"), lambda name: name).surveys)
     assert set(alone.inputs) == {"host"}
