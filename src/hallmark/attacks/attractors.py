@@ -105,9 +105,9 @@ class ClusterDetector(Detector):
     Universal changes are sought by sign steps that make features of changed images alike.  On images that were not
     used for it two numbers tell what was found: how dense the cluster is (mean pairwise cosine), and how far from
     images it lies (mean cosine distance to the nearest feature of an image as it is, in units of what lies between
-    images that were not changed either).  Both are held against the
-    attacker's unmarked networks, and the lesser excess counts, of the most conspicuous of several changes: an encoder
-    that finds all images alike is dense, but not away; one that is easily led astray is away, but not dense.
+    images that were not changed either).  Both are held
+    against the attacker's unmarked networks, and the lesser excess counts, of the most conspicuous of several changes:
+    an encoder that finds all images alike is dense, but not away; one that is easily led astray is away, but not dense.
 
     Args:
         epsilon: Bound on the change of a pixel in [0, 1].

@@ -22,7 +22,8 @@ class ForgedKeys(Survey):
 
     The unit says on which model (``innocent``, the unmarked host, or ``stained``, with somebody else's mark in it), at
     which access, and what the forger was free to do: ``computed`` a key from the model, taken ``one public string``
-    that the key must be drawn from, or tried many (``best of 200 strings``).
+    that the key must be drawn from (at answers, trigger images are then made for it), or tried many at weights
+    (``best of 200 strings``).
 
     Args:
         tries: Strings that are tried.

@@ -55,8 +55,8 @@ def worn_patches(rows: pd.DataFrame, name: str) -> Table:
     )
     columns = tuple(Column(f"{use} / %", use, lambda r, use=use: _percent(r, use, ".1f")) for use in _WORKING)
     note = (
-        "Images with their patch went through the operation before the networks saw them. Edited is what the operation "
-        "alone costs; what unlocked loses beside it, the lock costs."
+        "Accuracy on images whose patch went through the operation with them. Edited is what is left after the operation "
+        "alone; what unlocked has less than that, the lock takes."
     )
     return _table(name, "Worn patches", note, wide, (*KEYS, "operation"), columns)
 
@@ -84,8 +84,8 @@ def forged_keys(rows: pd.DataFrame, name: str) -> Table:
     column = Column("p-value", "value", lambda r: plain(r["value"], ".3g"))
     note = (
         "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one "
-        "with somebody else's stain. A key that must be drawn from a public string is worth as much as the strings "
-        "tried. What no number here shows is the commitment of the rightful owner, which is older."
+        "with somebody else's stain. By weights, a key drawn from a public string is worth as much as the strings that "
+        "were tried; by answers it binds nothing, since trigger images are made for it. What no number here shows is the commitment of the rightful owner, which is older."
     )
     return _table(name, "Forged keys", note, frame, keys, (column,))
 

@@ -28,7 +28,7 @@ _PASSING = (
     *("dropout", "dropout2d", "identity", "contiguous", "mean", "flatten", "view", "reshape"),
     *("maxpool2d", "max_pool2d", "avgpool2d", "avg_pool2d", "adaptiveavgpool2d", "adaptive_avg_pool2d"),
 )
-_SIZED = ("dropout", "dropout2d", "identity", "maxpool2d", "max_pool2d")
+_KEEPING = ("dropout", "dropout2d", "identity", "maxpool2d", "max_pool2d")
 """What leaves a channel's numbers about as they are; pooling chooses among them."""
 _ADDING = ("add", "iadd")
 _SHAPES = ("getattr", "dim", "size", "numel")
@@ -251,12 +251,12 @@ def recalled(network: Network) -> dict[str, Level]:
     found = {}
     for node in network.nodes:
         source = node.args[0] if network.mixes(node) and node.args else None
-        while isinstance(source, fx.Node) and network.operation(source) in _SIZED:
+        while isinstance(source, fx.Node) and network.operation(source) in _KEEPING:
             source = source.args[0]
         if not isinstance(source, fx.Node) or not network.activation(source):
             continue
         before = source.all_input_nodes[0]
-        if network.norm(before):
+        if network.norm(before) and getattr(network.module(before), "running_mean", None) is not None:
             found[network.name(node)] = activated(network.module(before), _ACTIVATIONS[network.operation(source)])
     return found
 
