@@ -34,7 +34,8 @@ class Extract(Attack):
     between the victim's and the thief's features of the same query (``cont_steal``; Sha et al. 2023).
 
     The queries are the attacker's images, each once, then random crops and flips of them, each another query.  Every
-    thief trains for about equally many steps, in whole passes, so what differs is what was paid for.  It sees features alone and neither
+    thief trains for about equally many steps, in whole passes, so what differs is what was paid for.  It sees
+    features alone and neither
     labels nor weights, and nothing of the victim is copied, so no setting is the identity.
 
     Args:

@@ -55,8 +55,8 @@ def worn_patches(rows: pd.DataFrame, name: str) -> Table:
     )
     columns = tuple(Column(f"{use} / %", use, lambda r, use=use: _percent(r, use, ".1f")) for use in _WORKING)
     note = (
-        "Accuracy on images whose patch went through the operation with them. Edited is what is left after the operation "
-        "alone; what unlocked has less than that, the lock takes."
+        "Accuracy on images whose patch went through the operation with them. Edited is what is left after the "
+        "operation alone; what unlocked has less than that, the lock takes."
     )
     return _table(name, "Worn patches", note, wide, (*KEYS, "operation"), columns)
 
@@ -85,7 +85,8 @@ def forged_keys(rows: pd.DataFrame, name: str) -> Table:
     note = (
         "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one "
         "with somebody else's stain. By weights, a key drawn from a public string is worth as much as the strings that "
-        "were tried; by answers it binds nothing, since trigger images are made for it. What no number here shows is the commitment of the rightful owner, which is older."
+        "were tried; by answers it binds nothing, since trigger images are made for it. What no number here shows is "
+        "the commitment of the rightful owner, which is older."
     )
     return _table(name, "Forged keys", note, frame, keys, (column,))
 

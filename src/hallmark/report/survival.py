@@ -35,8 +35,8 @@ def extraction(rows: pd.DataFrame, name: str) -> Table:
     note = (
         "Algorithms, downstream models and seeds of a line together; the p-value is the median. Survives: found in so "
         "many of the stolen encoders, of those whose victim showed the mark. Removed: gone from one worth having; "
-        "ruined: gone, but at a loss of more accuracy than the experiment tolerates. Evidence: flipped answers, wrong bits, or "
-        "the mean difference of paired scores. Cost: answers bought, and seconds of training."
+        "ruined: gone, but at a loss of more accuracy than the experiment tolerates. Evidence: flipped answers, wrong "
+        "bits, or the mean difference of paired scores. Cost: answers bought, and seconds of training."
     )
     keys = tuple(Column(key, key) for key in KEYS if frame[key].nunique() > 1 or key == "scheme")
     return Table(name, "Extraction: which mark survives, and what the thief pays", note, frame, (*keys, *columns))
