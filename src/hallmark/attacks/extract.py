@@ -35,8 +35,7 @@ class Extract(Attack):
 
     The queries are the attacker's images, each once, then random crops and flips of them, each another query.  Every
     thief trains for about equally many steps, in whole passes, so what differs is what was paid for.  It sees
-    features alone and neither
-    labels nor weights, and nothing of the victim is copied, so no setting is the identity.
+    features alone and neither labels nor weights, and nothing of the victim is copied, so no setting is the identity.
 
     Args:
         queries: How many answers are bought.

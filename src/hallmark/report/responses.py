@@ -61,7 +61,7 @@ def sentences(rows: pd.DataFrame) -> list[str]:
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of :data:`METRICS` that are shares, of schemes that measure random noise too; no attacked marked models."""
+    """The rows of :data:`METRICS` that are shares, of schemes that measure noise too; no attacked marked models."""
     found = rows[rows["metric"].isin(METRICS) & rows["access"].isin(_SHARES)]
     paired = set(found.loc[found["metric"] == "response_noise", "scheme"])  # other schemes respond to other things
     attacked = (found["attack"] != "none") & (found["suspect"] == "marked")
