@@ -257,6 +257,7 @@ def test_the_lock_experiment_runs(tmp_path: Path) -> None:
     worn = surveys.worn_patches(rows, "worn_patches").frame.set_index(["variant", "operation"])
     assert worn.loc[("excite", "jpeg 25"), "unlocked"] == excite["unlocked_accuracy", "patch, jpeg 25"]
     assert len(worn) == 2 * 5
-    claims = {claim.id: judge(claim, rows.assign(scale="cpu", dataset="cifar10"), "cpu") for claim in load(EXPECTED).claims}
+    rows = rows.assign(scale="cpu", dataset="cifar10")
+    claims = {claim.id: judge(claim, rows, "cpu") for claim in load(EXPECTED).claims}
     assert claims["sl.locked"].state != "not run"
     assert claims["sl.fidelity"].state != "not run"
