@@ -3,6 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+UTILITIES = ("pin", "contrastive")
+"""What keeps clean features useful; said here, since planning reads it and :mod:`.encoder_training` needs Lightning."""
+
 
 def pinning_loss(features: Tensor, reference: Tensor) -> Tensor:
     """Keep features where the unmarked encoder puts them: mean 1 − cosine, plus the relative squared distance.

@@ -21,8 +21,6 @@ MILD = ViewRecipe(scale=(0.5, 1.0), jitter=0.0, grey=0.0)
 CONTRASTIVE = ViewRecipe()
 """The SimCLR recipe, where utility is the contrastive loss itself."""
 
-UTILITIES = ("pin", "contrastive")
-
 
 class EncoderTraining(pl.LightningModule):
     """An encoder in training beside its frozen original, with frozen BatchNorm statistics; subclasses add the mark.

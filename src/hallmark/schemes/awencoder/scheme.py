@@ -17,6 +17,7 @@ from hallmark.optimisation import Training
 from hallmark.schemes.awencoder.perturbation import PerturbationLaw, add, features, fitted, optimise
 from hallmark.schemes.awencoder.responses import READINGS, discrepancy
 from hallmark.schemes.awencoder.roles import Roles, assign
+from hallmark.schemes.encoder_losses import UTILITIES
 
 NOISES = 5
 """Draws of random noise that figures average over."""
@@ -53,7 +54,7 @@ class Embedding:
 
     def __post_init__(self) -> None:
         for value, choices, what in (
-            (self.utility, ("pin", "contrastive"), "scheme.embedding.utility"),
+            (self.utility, UTILITIES, "scheme.embedding.utility"),
             (self.perturbation, ("fixed", "alternating"), "scheme.embedding.perturbation"),
         ):
             if value not in choices:

@@ -10,7 +10,7 @@ from hallmark.core import Access, Evidence, Key, Trainer
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
 from hallmark.optimisation import Training
-from hallmark.schemes.encoder_training import UTILITIES
+from hallmark.schemes.encoder_losses import UTILITIES
 from hallmark.schemes.feature_reading import FeatureReading, require_width, trained
 from hallmark.schemes.rotation.turning import rotated, side
 

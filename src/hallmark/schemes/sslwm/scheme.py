@@ -12,7 +12,7 @@ from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
 from hallmark.optimisation import Training
-from hallmark.schemes.encoder_training import UTILITIES
+from hallmark.schemes.encoder_losses import UTILITIES
 from hallmark.schemes.patch import PatchScheme
 from hallmark.schemes.queries import draw_queries
 from hallmark.schemes.sslwm.outlier import outlier_index

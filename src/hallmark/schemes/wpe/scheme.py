@@ -12,6 +12,7 @@ from hallmark.core import Access, Evidence, Key, Trainer
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, allowed
+from hallmark.schemes.encoder_losses import UTILITIES
 from hallmark.schemes.patch import PatchScheme, trigger_of
 from hallmark.schemes.queries import draw_queries
 from hallmark.schemes.wpe.loss import READINGS
@@ -52,7 +53,7 @@ class Embedding:
     def __post_init__(self) -> None:
         for value, choices, what in (
             (self.start, ("pretrained", "scratch"), "scheme.embedding.start"),
-            (self.utility, ("pin", "contrastive"), "scheme.embedding.utility"),
+            (self.utility, UTILITIES, "scheme.embedding.utility"),
             (self.batch_norm, ("frozen", "train"), "scheme.embedding.batch_norm"),
         ):
             if value not in choices:
