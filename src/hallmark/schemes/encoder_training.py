@@ -1,6 +1,6 @@
 """Fine-tuning an encoder to bear a mark while clean features stay useful: what such trainings share."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -22,36 +22,41 @@ CONTRASTIVE = ViewRecipe()
 """The SimCLR recipe, where utility is the contrastive loss itself."""
 
 
+class Settings(Protocol):
+    """What the schemes' settings of such a training have in common."""
+
+    @property
+    def utility(self) -> str:
+        """``pin`` holds clean features where the original puts them; ``contrastive`` goes on with NT-Xent."""
+
+    @property
+    def training(self) -> Training:
+        """Optimiser and schedule."""
+
+    @property
+    def temperature(self) -> float:
+        """τ of NT-Xent."""
+
+
 class EncoderTraining(pl.LightningModule):
     """An encoder in training beside its frozen original, with frozen BatchNorm statistics; subclasses add the mark.
 
     Args:
         marked: The encoder being trained.
         original: The reference; a frozen copy of it is kept.
-        utility: ``pin`` holds clean features where the original puts them; ``contrastive`` goes on with NT-Xent.
-        training: Optimiser and schedule.
-        temperature: τ of NT-Xent.
+        settings: How to train; a subclass narrows its type.
         seed: Seeds views by step, and the projection head of a contrastive utility.
     """
 
-    def __init__(
-        self,
-        marked: nn.Module,
-        original: nn.Module,
-        *,
-        utility: str,
-        training: Training,
-        temperature: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, marked: nn.Module, original: nn.Module, settings: Settings, seed: int) -> None:
         super().__init__()
         self.marked = marked
         self.original = Answering(original)
-        self.training_settings = training
+        self.training_settings = settings.training
         self.seed = seed
-        self.criterion = NTXentLoss(temperature)
+        self.criterion = NTXentLoss(settings.temperature)
         self.head = None
-        if utility == "contrastive":
+        if settings.utility == "contrastive":
             width = int(marked.num_features)  # type: ignore[arg-type]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(seed, "head"))

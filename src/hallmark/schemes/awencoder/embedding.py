@@ -71,14 +71,7 @@ class JointTraining(EncoderTraining):
     foreign: Tensor
 
     def __init__(self, marked: nn.Module, original: nn.Module, secret: Secret, settings: Embedding, seed: int) -> None:
-        super().__init__(
-            marked,
-            original,
-            utility=settings.utility,
-            training=settings.training,
-            temperature=settings.temperature,
-            seed=seed,
-        )
+        super().__init__(marked, original, settings, seed)
         self.settings = settings
         self.law = secret.law
         self.register_buffer("levels", secret.levels.float())  # in the checkpoint, since it may move

@@ -53,14 +53,7 @@ class RotationTraining(EncoderTraining):
     order: Tensor
 
     def __init__(self, marked: nn.Module, original: nn.Module, key: Key, settings: Embedding, seed: int) -> None:
-        super().__init__(
-            marked,
-            original,
-            utility=settings.utility,
-            training=settings.training,
-            temperature=settings.temperature,
-            seed=seed,
-        )
+        super().__init__(marked, original, settings, seed)
         self.settings = settings
         self.reader = deepcopy(reader_of(key)).requires_grad_(True)
         self.register_buffer("order", key.tensors["order"], persistent=False)

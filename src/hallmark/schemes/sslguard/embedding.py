@@ -62,7 +62,7 @@ class GuardTraining(EncoderTraining):
     order: Tensor
 
     def __init__(self, marked: nn.Module, original: nn.Module, key: Key, settings: Embedding, seed: int) -> None:
-        super().__init__(marked, original, utility="pin", training=settings.training, temperature=1.0, seed=seed)
+        super().__init__(marked, original, settings, seed)
         self.automatic_optimization = False
         self.settings = settings
         self.shadow = deepcopy(original)

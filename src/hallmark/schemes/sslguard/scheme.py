@@ -42,6 +42,11 @@ class Embedding:
     networks: Training = field(default_factory=lambda: Training("adamw", lr=1e-3, weight_decay=0.0))
     trigger_lr: float = 0.01
 
+    utility: ClassVar[str] = "pin"
+    """The paper's; it knows no other."""
+    temperature: ClassVar[float] = 1.0
+    """Of the contrastive utility, which is not used."""
+
     def __post_init__(self) -> None:
         if self.shadow not in SHADOWS:
             raise ConfigError(allowed(self.shadow, SHADOWS, "scheme.embedding.shadow"))

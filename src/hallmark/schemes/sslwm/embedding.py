@@ -63,14 +63,7 @@ class InvarianceTraining(EncoderTraining):
     def __init__(
         self, marked: nn.Module, original: nn.Module, key: Key, law: TriggerLaw, settings: Embedding, seed: int
     ) -> None:
-        super().__init__(
-            marked,
-            original,
-            utility=settings.utility,
-            training=settings.training,
-            temperature=settings.temperature,
-            seed=seed,
-        )
+        super().__init__(marked, original, settings, seed)
         self.settings = settings
         self.trigger = trigger_of(key)
         self.law = law

@@ -11,18 +11,13 @@ from torch import Tensor, nn
 
 from hallmark.core.random import derive_seed, generator
 from hallmark.core.scheme import Trainer
-from hallmark.data.augment import ViewRecipe, apply, draw
+from hallmark.data.augment import apply, draw
 from hallmark.data.resident import Batch, ResidentBatches
 from hallmark.models.inference import Answering
+from hallmark.schemes.encoder_training import CONTRASTIVE, MILD
 from hallmark.schemes.trigger import TriggerLaw, Triggers, draw_triggers, paste
 from hallmark.schemes.wpe.loss import cluster_loss, direction_loss, divergence_loss, pinning_loss
 from hallmark.schemes.wpe.scheme import Embedding
-
-MILD = ViewRecipe(scale=(0.5, 1.0), jitter=0.0, grey=0.0)
-"""Crops and flips under a pinned utility: the patch is pasted afterwards, on what a user would submit."""
-
-CONTRASTIVE = ViewRecipe()
-"""The SimCLR recipe, where utility is the contrastive loss itself."""
 
 
 def embed(
