@@ -51,7 +51,10 @@ def draw_key(pipeline: Pipeline, settings: "Stain", *, generator: torch.Generato
     """
     model = pipeline.model
     site, network = require_site(model, settings)
-    levels = pipeline.levels(proxies(32, pipeline.size)) | recalled(network)
+    levels = recalled(network)
+    readers = network.readers(network.layer, site.width(model))
+    if any(network.name(reader.node) not in levels for reader in readers):  # images only where BatchNorm does not tell
+        levels = pipeline.levels(proxies(32, pipeline.size)) | levels
     heard = loudness(network, network.layer, site.width(model), levels)
     if settings.form == "add":
         heard[~site.live(model)] = torch.inf
