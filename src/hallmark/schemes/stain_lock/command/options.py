@@ -68,6 +68,18 @@ def add_writing(parser: argparse.ArgumentParser, *, tau: float, response: float)
     parser.add_argument("--seed", type=int, help="for repeatable trials only: whoever knows it knows the key")
 
 
+def add_verifying(parser: argparse.ArgumentParser) -> None:
+    """Options of every verify."""
+    add_model(parser, "SUSPECT")
+    add_key(parser)
+    parser.add_argument("--alpha", type=float, default=1e-6, help="probability of a false accusation (default: 1e-6)")
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """The key that a write made."""
+    parser.add_argument("--key", type=Path, required=True, help="key.safetensors that write made")
+
+
 def request(options: argparse.Namespace) -> Request:
     """The model that the options of :func:`add_model` mean."""
     names = ("model", "arch", "classes", "entry", "prefix", "random_weights", "mean", "std", "size")

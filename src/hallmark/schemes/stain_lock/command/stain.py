@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -91,9 +90,7 @@ def parser() -> argparse.ArgumentParser:
         help="write codes too, so that answers show the mark",
     )
     sub = options.add_verb(verbs, "verify", verify, "look for the stain: exit status 0 detected, 1 not, 2 bad input")
-    options.add_model(sub, "SUSPECT")
-    sub.add_argument("--key", type=Path, required=True, help="key.safetensors that write made")
-    sub.add_argument("--alpha", type=float, default=1e-6, help="probability of a false accusation (default: 1e-6)")
+    options.add_verifying(sub)
     sub = options.add_verb(verbs, "layers", list_layers, "list the layers that can bear a stain")
     options.add_model(sub, "MODEL")
     return top
