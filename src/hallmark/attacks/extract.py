@@ -14,6 +14,7 @@ from hallmark.core import Access, Attack, HostKind, Suspect, Trainer, derive_see
 from hallmark.core import generator as generator_for
 from hallmark.core.scheme import Images
 from hallmark.data.augment import ViewRecipe, apply, draw
+from hallmark.data.pairs import to_bytes
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.encoders import Encoder
 from hallmark.optimisation import Training, require_batch
@@ -137,7 +138,7 @@ def queries(images: Tensor, count: int, *, seed: int) -> Tensor:
         part = images[order[:left]]
         size = (part.shape[2], part.shape[3])
         views = apply(part, draw(ROUND, len(part), size, generator=generator_for(seed, "round", number)))
-        asked.append((views.clamp(0, 1) * 255).round().to(torch.uint8))
+        asked.append(to_bytes(views))
         left -= len(part)
     return torch.cat(asked)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hallmark.core import Access, Key, Scheme, Suspect, derive_seed
 from hallmark.core.scheme import Images
+from hallmark.data.pairs import to_bytes
 from hallmark.errors import ConfigError
 from hallmark.schemes.stain_lock.code import agreement
 from hallmark.schemes.stain_lock.site import Site
@@ -129,7 +130,7 @@ class StainForger(Forger):
                 loss = -agreement(model(logits.sigmoid()), goals).sum()
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             optimiser.step()
-        return (logits.detach().sigmoid() * 255).round().to(torch.uint8).cpu()
+        return to_bytes(logits.detach().sigmoid()).cpu()
 
 
 @dataclass(frozen=True)

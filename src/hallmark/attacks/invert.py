@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from hallmark.attacks.sample import draw_images
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
+from hallmark.data.pairs import to_bytes
 from hallmark.errors import ConfigError, allowed
 from hallmark.models.steps import Stamp
 from hallmark.models.wrapping import Preprocessed
@@ -153,7 +154,7 @@ class Invert(Attack):
                 loss = objective(model(stamped), None if labels is None else labels[rows])
             (logits.grad,) = torch.autograd.grad(loss, [logits])
             optimiser.step()
-        return (logits.detach().sigmoid() * 255).round().to(torch.uint8)
+        return to_bytes(logits.detach().sigmoid())
 
 
 def objective(logits: Tensor, labels: Tensor | None) -> Tensor:

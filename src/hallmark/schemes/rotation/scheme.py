@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hallmark.core import Access, Evidence, Key, Trainer
 from hallmark.core.scheme import Images
+from hallmark.data.pairs import to_bytes
 from hallmark.errors import ConfigError, allowed
 from hallmark.optimisation import Training
 from hallmark.schemes.encoder_losses import UTILITIES
@@ -81,8 +82,7 @@ class Rotation(FeatureReading):
 
     def questions(self, key: Key) -> Tensor:
         """The queries, turned, 8 bits a channel as a user would submit them."""
-        turned = rotated(key.tensors["queries"].float() / 255, key.tensors["angles"])
-        return (turned * 255).round().to(torch.uint8)
+        return to_bytes(rotated(key.tensors["queries"].float() / 255, key.tensors["angles"]))
 
     def judge(self, read: Tensor, key: Key) -> Evidence:
         """Count of the queries whose side the head tells rightly; the paper's score is their share."""

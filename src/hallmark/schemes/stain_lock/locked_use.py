@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from hallmark.core import Access, HostKind, Marking, Reading, Survey, Suspect
 from hallmark.core.scheme import Images
 from hallmark.data.objects import in_each
+from hallmark.data.pairs import to_bytes
 from hallmark.errors import ConfigError
 from hallmark.models.detectors import ObjectDetector
-from hallmark.models.steps import FILTERS, LEVELS, Filter, require
+from hallmark.models.steps import FILTERS, Filter, require
 from hallmark.schemes.stain_lock.lock import Lock
 from hallmark.schemes.stain_lock.locking import unlock
 from hallmark.schemes.stain_lock.trigger import Box
@@ -98,7 +99,7 @@ def shifted(box: Box, by: int, size: int) -> Box:
 def worn(images: Tensor, operation: str, amount: float) -> Tensor:
     """Images uint8 ``(N, 3, H, W)`` after an operation of :data:`hallmark.models.steps.FILTERS`, uint8 again."""
     step = Filter(operation, amount)
-    return torch.cat([(step(part / LEVELS) * LEVELS).round().to(torch.uint8) for part in images.split(_BLOCK)])
+    return torch.cat([to_bytes(step(part.float() / 255)) for part in images.split(_BLOCK)])
 
 
 def _precision(role: str, model: nn.Module, unit: str, images: Tensor, test: Images) -> Reading:
