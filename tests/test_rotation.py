@@ -16,14 +16,14 @@ from hallmark.components import identify, instantiate
 from hallmark.composition import compose
 from hallmark.core import Access, Key, extract_all
 from hallmark.data.resident import Batch
-from hallmark.errors import AccessError, BudgetExhausted, ConfigError, KeyFileError
+from hallmark.errors import AccessError, ConfigError, KeyFileError
 from hallmark.models import Encoder
 from hallmark.optimisation import Training
 from hallmark.schemes.rotation import Embedding, Rotation
 from hallmark.schemes.rotation.embedding import RotationTraining
 from hallmark.schemes.rotation.turning import rotated, side
 from hallmark.stats import Ranked, verify
-from tiny_encoders import drawn, embedded, encoder, judged, owner, same, suspect
+from tiny_encoders import assert_resumes, drawn, embedded, encoder, judged, owner, suspect
 
 
 def scheme(**embedding: Any) -> Rotation:
@@ -166,14 +166,7 @@ def test_the_mark_is_found_and_strangers_are_not_accused(marked: tuple[nn.Module
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    rotation = scheme(epochs=2, batch=256)
-    whole, key = embedded(rotation, tmp_path / "whole")
-    with pytest.raises(BudgetExhausted):
-        embedded(rotation, tmp_path / "stopped", budget=0.0)
-    torch.rand(5)  # nothing hangs on the global generator
-    resumed, again = embedded(rotation, tmp_path / "stopped")
-    assert same(whole, resumed)
-    assert key.commitment() == again.commitment()
+    assert_resumes(scheme(epochs=2, batch=256), tmp_path)
 
 
 # Bad input

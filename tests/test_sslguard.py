@@ -15,7 +15,7 @@ from hallmark.components import identify, instantiate
 from hallmark.composition import compose
 from hallmark.core import Access, HostKind, Key, extract_all, generator
 from hallmark.data.resident import Batch
-from hallmark.errors import AccessError, BudgetExhausted, ConfigError, KeyFileError
+from hallmark.errors import AccessError, ConfigError, KeyFileError
 from hallmark.models import Encoder
 from hallmark.optimisation import Training
 from hallmark.schemes.sslguard import Embedding, SSLGuard
@@ -23,7 +23,7 @@ from hallmark.schemes.sslguard.embedding import GuardTraining
 from hallmark.schemes.sslguard.loss import secret_loss
 from hallmark.stages.judge import judge
 from hallmark.stats import Ranked, verify
-from tiny_encoders import drawn, embedded, encoder, judged, owner, same, suspect
+from tiny_encoders import assert_resumes, drawn, embedded, encoder, judged, owner, same, suspect
 
 
 def scheme(**embedding: Any) -> SSLGuard:
@@ -213,14 +213,7 @@ def test_batch_norm_keeps_its_statistics(marked: tuple[nn.Module, Key]) -> None:
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    guard = scheme(epochs=2, batch=256)
-    whole, key = embedded(guard, tmp_path / "whole")
-    with pytest.raises(BudgetExhausted):
-        embedded(guard, tmp_path / "stopped", budget=0.0)
-    torch.rand(5)  # nothing hangs on the global generator
-    resumed, again = embedded(guard, tmp_path / "stopped")
-    assert same(whole, resumed)
-    assert key.commitment() == again.commitment()
+    assert_resumes(scheme(epochs=2, batch=256), tmp_path)
 
 
 # Bad input

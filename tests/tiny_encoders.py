@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from blind import Blind
 from hallmark.core import Access, HostKind, Key, Scheme, Suspect, extract_all, generator
 from hallmark.data.images import ImageSet
 from hallmark.data.procedural import procedural_images
+from hallmark.errors import BudgetExhausted
 from hallmark.models import Encoder
 from hallmark.stats import Ranked, Verdict, verify
 from hallmark.training import LightningTrainer
@@ -59,6 +61,17 @@ def embedded(
         return scheme.embed(encoder(), key, blind(images), trainer=trainer, generator=rng)
     finally:
         assert all(torch.equal(tensor, before[name]) for name, tensor in encoder().state_dict().items())
+
+
+def assert_resumes(scheme: Scheme, folder: Path) -> None:
+    """A run that its budget ends, and that then goes on, ends as one that was never stopped."""
+    whole, key = embedded(scheme, folder / "whole")
+    with pytest.raises(BudgetExhausted):
+        embedded(scheme, folder / "stopped", budget=0.0)
+    torch.rand(5)  # nothing hangs on the global generator
+    resumed, again = embedded(scheme, folder / "stopped")
+    assert same(whole, resumed)
+    assert key.commitment() == again.commitment()
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
