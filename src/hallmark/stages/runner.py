@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
 from hallmark.stages.graph import Stage
-from hallmark.stages.store import Store
+from hallmark.stages.store import LockedError, Store
 from hallmark.training_settings import Deadline
 
 WORK_PER_SECOND = 6000.0
 """Images a second through ``resnet_small`` forward on two cores, for estimates before the store has a history."""
+
+PATIENCE = 0.5
+"""Seconds between looks at the store while other processes are at work on all that could be done."""
 
 Say = Callable[[str], None]
 
@@ -22,6 +26,14 @@ class Line:
     stage: Stage
     hit: bool
     seconds: float
+
+
+class _Outcome(Enum):
+    """What became of one stage."""
+
+    RAN = auto()
+    FOUND = auto()
+    LATER = auto()
 
 
 def survey(stages: Iterable[Stage], store: Store) -> list[Line]:
@@ -57,34 +69,60 @@ def _pace(finished: list[Stage], store: Store) -> dict[str, float]:
 def execute(
     lines: Iterable[Line], store: Store, work: Callable[[Stage, Path], None], deadline: Deadline, say: Say
 ) -> int:
-    """Run every stage that is missing, in order.
+    """Run every stage that is missing; each as soon as its inputs are there and no other process is at work on it.
+
+    Any number of processes may run the same experiment, or others that share stages with it, in one store: they divide
+    the stages among themselves, and every stage is done once.
 
     Args:
-        lines: The plan.
+        lines: The plan, inputs before what needs them.
         store: Where results go.
         work: Does a stage's work in a folder.
         deadline: Checked before every stage; inside a stage the trainer checks it.
         say: Receives one line before and after each stage.
 
     Returns:
-        Number of stages that ran.
+        Number of stages that this process ran.
 
     Raises:
         BudgetExhausted: The budget is spent; finished stages are kept.
     """
-    missing = [line for line in lines if not line.hit]
-    for number, line in enumerate(missing, start=1):
-        deadline.check()
-        stage = line.stage
-        say(f"[{number}/{len(missing)}] {stage.kind:8} {stage.label} (about {duration(line.seconds)})")
-        started = time.monotonic()
-        with store.writing(stage.key, stage.identity) as folder:
+    waiting = [line for line in lines if not line.hit]
+    total, done, ran = len(waiting), 0, 0
+    while waiting:
+        later = []
+        for line in waiting:
+            deadline.check()
+            ready = all(store.has(stage.key) for stage in line.stage.inputs.values())
+            outcome = _attempt(line, store, work, say, f"[{done + 1}/{total}]") if ready else _Outcome.LATER
+            ran += outcome is _Outcome.RAN
+            if outcome is _Outcome.LATER:
+                later.append(line)
+            else:
+                done += 1
+        if len(later) == len(waiting):
+            time.sleep(PATIENCE)
+        waiting = later
+    return ran
+
+
+def _attempt(line: Line, store: Store, work: Callable[[Stage, Path], None], say: Say, number: str) -> _Outcome:
+    """Run a stage unless another process is at work on it."""
+    stage, entered = line.stage, False
+    try:
+        with store.writing(stage.key, stage.identity, timeout=0) as folder:
+            entered, started = True, time.monotonic()
             if folder is None:
-                say("        done meanwhile by another process")
-                continue
+                say(f"{number} {stage.kind:8} {stage.label}: done meanwhile by another process")
+                return _Outcome.FOUND
+            say(f"{number} {stage.kind:8} {stage.label} (about {duration(line.seconds)})")
             work(stage, folder)
-        say(f"        took {duration(time.monotonic() - started)}")
-    return len(missing)
+    except LockedError:
+        if entered:
+            raise
+        return _Outcome.LATER
+    say(f"        took {duration(time.monotonic() - started)}")
+    return _Outcome.RAN
 
 
 def duration(seconds: float) -> str:
