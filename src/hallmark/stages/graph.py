@@ -8,7 +8,7 @@ from typing import Any
 from hallmark.stages.manifest import digest
 
 VERSIONS = {
-    **{"pretrain": 1, "embed": 1, "attack": 2, "transfer": 2, "verify": 1},
+    **{"pretrain": 1, "embed": 1, "attack": 2, "transfer": 2, "decoys": 1, "verify": 1},
     **{"detect": 1, "histogram": 1, "survey": 1, "sheet": 2},
 }
 """Kinds of stage with the version of their code; raise one when its results change, and only then."""

@@ -17,6 +17,7 @@ from hallmark.models.encoders import Encoder
 from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
 from hallmark.models.wrapping import bare
+from hallmark.stages.decoys import draw
 
 
 class SharedTrunk(nn.Module):
@@ -48,6 +49,7 @@ def judge(
     *,
     purpose: str,
     reference: nn.Module | None = None,
+    made: Sequence[Key] | None = None,
 ) -> list[dict[str, Any]]:
     """Verdicts on a subject at every access the scheme can use.
 
@@ -66,6 +68,7 @@ def judge(
             errors they show would not be independent.
         reference: The owner's marked model; weights are then read once more after the suspect's channels were aligned
             to it, at the access ``weights_aligned``.
+        made: Decoys to draw from, where they are too costly to be made for each subject; each draws its own.
 
     Returns:
         One judgement per (access, downstream) as plain JSON.
@@ -83,8 +86,12 @@ def judge(
         except ConfigError:  # another architecture
             beyond.append(place)
     seed = derive_seed(config["seed"], "verify", key.commitment(), purpose)
-    decoys = scheme.decoys(host, key, owner_data, config["decoys"], seed=derive_seed(seed, "decoys"))
-    fresh = scheme.decoys(host, key, owner_data, config["trials"], seed=derive_seed(seed, "trials"))
+    counts = config["decoys"], config["trials"]
+    if made is None:
+        decoys = scheme.decoys(host, key, owner_data, counts[0], seed=derive_seed(seed, "decoys"))
+        fresh = scheme.decoys(host, key, owner_data, counts[1], seed=derive_seed(seed, "trials"))
+    else:
+        decoys, fresh = draw(made, counts, seed)
     readable = [(place, suspect) for place, suspect in places if _readable(scheme, suspect, key)]
     found = extract_all(scheme, [suspect for _, suspect in readable], [key, *decoys, *fresh])
     judged = [

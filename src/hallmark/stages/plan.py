@@ -34,6 +34,7 @@ from hallmark.stages.checks import (
     check_restoration,
     check_survey,
 )
+from hallmark.stages.decoys import SPARE
 from hallmark.stages.experiment import Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
@@ -234,6 +235,9 @@ class _Planner:
         tasks = self.config["tasks"]
         judged = {f"{d}/{t}": s for (d, t), s in transfers.items() if d and tasks[t].get("verified", True)}
         decoys = self.config["calibration"]["decoys"] if mark.scheme.chance is None else 0
+        inputs = {"subject": stage, "mark": embed}
+        if decoys and mark.scheme.decoy_work:
+            inputs["decoys"] = self._decoys(embed, mark)
         data = host_data(self.config, "owner")
         settings = {
             "scheme": identify(mark.scheme),
@@ -249,10 +253,23 @@ class _Planner:
         return Stage(
             "verify",
             settings,
-            {"subject": stage, "mark": embed, **judged},
+            {**inputs, **judged},
             self._prints(data),
             f"{stage.label}, by the key of {embed.label}",
-            work=(decoys + trials) * (getattr(mark.scheme, "queries", 1) * apart + mark.scheme.decoy_work),
+            work=(decoys + trials) * getattr(mark.scheme, "queries", 1) * apart,
+        )
+
+    def _decoys(self, embed: Stage, mark: Mark) -> Stage:
+        """Decoys of a mark whose decoys are costly, for all its suspects to draw from."""
+        calibration, data = self.config["calibration"], host_data(self.config, "owner")
+        count = int((1 + SPARE) * (calibration["decoys"] + calibration["trials"]))
+        return Stage(
+            "decoys",
+            {"scheme": identify(mark.scheme), "count": count, "data": data, "seed": self.config["seed"]},
+            {"mark": embed},
+            self._prints(data),
+            f"{count} keys beside that of {embed.label}",
+            work=count * mark.scheme.decoy_work,
         )
 
     def pretrain(self, name: str, seed: int, part: str = "owner") -> Stage:

@@ -11,14 +11,14 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from hallmark.components import build, instantiate
-from hallmark.core import Access, Key, Marking, QueryScheme, Suspect, generator
+from hallmark.core import Access, Key, Marking, QueryScheme, Suspect, derive_seed, generator
 from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
-from hallmark.stages import sheets
+from hallmark.stages import decoys, sheets
 from hallmark.stages.beside import groups
 from hallmark.stages.graph import Stage
 from hallmark.stages.histogram import Bins, histograms, rounded
@@ -135,6 +135,19 @@ def _transfer(stage: Stage, folder: Path, bench: Bench, trainer: LightningTraine
     return {"measurements": [vars(figure) for figure in figures]}
 
 
+def _decoys(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
+    config = stage.config
+    scheme = instantiate(config["scheme"], "scheme")
+    mark = stage.inputs["mark"]
+    key = Key.load(bench.open(mark.key) / KEY, scheme=scheme.name)
+    host = files.load(bench.open(mark.inputs["host"].key))
+    owner = bench.data.get(config["data"]).unlabelled()
+    seed = derive_seed(config["seed"], "decoys", key.commitment())
+    made = scheme.decoys(host, key, owner, config["count"], seed=seed)
+    decoys.save(made, key, folder)
+    return {"count": len(made)}
+
+
 def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:
     config = stage.config
     scheme = instantiate(config["scheme"], "scheme")
@@ -143,13 +156,16 @@ def _verify(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
     downstream = {
         role: files.load_downstream(bench.open(source.key), subject).to(bench.device)
         for role, source in stage.inputs.items()
-        if role not in ("subject", "mark")
+        if role not in ("subject", "mark", "decoys")
     }
     owner = bench.data.get(config["data"]).unlabelled()
     host = files.load(bench.open(stage.inputs["mark"].inputs["host"].key))
     purpose = stage.inputs["subject"].key
     reference = files.load(bench.open(stage.inputs["mark"].key)).to(bench.device) if config.get("aligned") else None
-    judgements = judge(scheme, key, host, subject, downstream, owner, config, purpose=purpose, reference=reference)
+    made = decoys.load(bench.open(stage.inputs["decoys"].key), key) if "decoys" in stage.inputs else None
+    judgements = judge(
+        scheme, key, host, subject, downstream, owner, config, purpose=purpose, reference=reference, made=made
+    )
     result: dict[str, Any] = {"judgements": judgements}
     if isinstance(scheme, QueryScheme) and isinstance(subject, Encoder) and Access.FEATURES in scheme.access:
         result["projection"] = projection(scheme, key, subject)
@@ -235,6 +251,7 @@ _KINDS: Mapping[str, Callable[[Stage, Path, Bench, LightningTrainer], dict[str, 
     "embed": _embed,
     "attack": _attack,
     "transfer": _transfer,
+    "decoys": _decoys,
     "verify": _verify,
     "detect": _detect,
     "histogram": _histogram,
