@@ -71,6 +71,10 @@ class Erase(Attack):
     def _fit(self) -> Fit:
         return Fit(max(1, int(self.epochs)), self.batch, self.lr)
 
+    def work(self, images: int) -> float:
+        """A barrier of the attacker's own, and the network that undoes it."""
+        return self._own.embedding_work(images) + 3.0 * images * self._own.embedding.patches * self.epochs
+
     @property
     def strength(self) -> float:
         """Epochs."""

@@ -82,6 +82,11 @@ class Extract(Attack):
         with torch.device("meta"):
             Encoder(self.backbone, self.width)
 
+    def work(self, images: int) -> float:
+        """Queries, and steps on them and on views of them."""
+        sides = 2 if self.method == "stolen_encoder" else 1
+        return float(self.queries + 3 * sides * max(self.queries, self.steps * self.batch))
+
     @property
     def strength(self) -> float:
         """Queries."""

@@ -79,6 +79,10 @@ class Invert(Attack):
         """If asked to."""
         return self.labelled
 
+    def work(self, images: int) -> float:
+        """Steps of every restart."""
+        return 3.0 * self.restarts * self.steps * self.batch
+
     @property
     def strength(self) -> float:
         """Steps."""

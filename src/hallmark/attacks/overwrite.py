@@ -76,6 +76,10 @@ class OverwriteAttack(Attack):
         """The scheme, and the layer unless it is drawn."""
         return frozenset({"scheme", "layer"} if self.layer_field and self.layer_known else {"scheme"})
 
+    def work(self, images: int) -> float:
+        """That of embedding."""
+        return self._second.embedding_work(images)
+
     @property
     def strength(self) -> float:
         """The field's value."""

@@ -69,6 +69,10 @@ class Surrogate(Attack):
         """Loss and schedule."""
         return Fit(self.epochs, self.batch, self.lr, self.patches, self.loss, self.perceptual, self.geometric)
 
+    def work(self, images: int) -> float:
+        """Pairs that are asked about, and trained on."""
+        return float(images * self.patches * (1 + 3 * (self.epochs + self.clean_epochs)))
+
     @property
     def strength(self) -> float:
         """Share of marked pairs."""

@@ -54,6 +54,14 @@ class Attack(ABC):
             ConfigError: The settings do not fit, e.g. name a layer that is not there; the default looks at nothing.
         """
 
+    def work(self, images: int) -> float:
+        """Images through the network, a backward pass counting double, that the attack costs; for estimates alone.
+
+        Args:
+            images: Number of the attacker's images, by default trained on in every epoch that the settings ask for.
+        """
+        return 3.0 * images * (getattr(self, "epochs", 0) + getattr(self, "retrain_epochs", 0))
+
     @property
     @abstractmethod
     def strength(self) -> float:

@@ -62,6 +62,9 @@ class Scheme(ABC):
     chance: ClassVar[float | None] = None
     """Probability of a match under the null, where trials are independent coins then and an exact binomial judges them;
     None where only the rank among decoy keys is exact.  A property where the settings decide."""
+    passes: ClassVar[int] = 11
+    """Images through the network for one of the owner's in one epoch of embedding, a backward pass counting double; for
+    estimates alone."""
     decoy_work: ClassVar[int] = 0
     """Images through the network that making one decoy costs, a backward pass counting double; for estimates alone.  A
     property where the settings decide."""
@@ -110,6 +113,14 @@ class Scheme(ABC):
             generator: The only source of randomness.
         """
         return key
+
+    def embedding_work(self, images: int) -> float:
+        """Images through the network, a backward pass counting double, that embedding costs; for estimates alone.
+
+        Args:
+            images: Number of the owner's images.
+        """
+        return float(self.passes * images * getattr(getattr(self, "embedding", None), "epochs", 0))
 
     @abstractmethod
     def keygen(self, host: nn.Module, owner_data: Images, *, generator: torch.Generator) -> Key:

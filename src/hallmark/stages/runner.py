@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+from hallmark.stages.cost import component
 from hallmark.stages.graph import Stage
 from hallmark.stages.store import LockedError, Store
 from hallmark.training_settings import Deadline
@@ -13,10 +14,15 @@ from hallmark.training_settings import Deadline
 WORK_PER_SECOND = 6000.0
 """Images a second through ``resnet_small`` forward on two cores, for estimates before the store has a history."""
 
+OVERHEAD = 0.3
+"""Seconds that a stage takes beside, such as for loading and storing models."""
+
 PATIENCE = 0.5
 """Seconds between looks at the store while other processes are at work on all that could be done."""
 
 Say = Callable[[str], None]
+Group = tuple[str, ...]
+"""Stages that are alike: by kind and component, by kind, or all of them."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +50,35 @@ def survey(stages: Iterable[Stage], store: Store) -> list[Line]:
         store: Where finished stages are.
 
     Returns:
-        One line a stage; hits cost nothing.  Estimates scale each stage's work by the pace of finished stages of its
-        kind, and by :data:`WORK_PER_SECOND` where there are none.
+        One line a stage; hits cost nothing.  Estimates at :data:`WORK_PER_SECOND` are corrected by what finished stages
+        took: those of the same kind and component if there are any, else of the same kind, else all.
     """
     stages = list(stages)
     finished = store.keys()
-    pace = _pace([stage for stage in stages if stage.key in finished], store)
-    return [
-        Line(s, s.key in finished, 0.0 if s.key in finished else 0.5 + s.work * pace.get(s.kind, 1 / WORK_PER_SECOND))
-        for s in stages
-    ]
+    taken: dict[Group, float] = {}
+    expected: dict[Group, float] = {}
+    for stage in stages:
+        if stage.key in finished:
+            seconds = store.manifest(stage.key).seconds
+            for group in _groups(stage):
+                taken[group] = taken.get(group, 0.0) + seconds
+                expected[group] = expected.get(group, 0.0) + _expected(stage)
+
+    def seconds_of(stage: Stage) -> float:
+        known = next((group for group in _groups(stage) if group in taken), None)
+        return _expected(stage) * (1.0 if known is None else taken[known] / expected[known])
+
+    return [Line(s, s.key in finished, 0.0 if s.key in finished else seconds_of(s)) for s in stages]
 
 
-def _pace(finished: list[Stage], store: Store) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    work: dict[str, float] = {}
-    for stage in finished:
-        if stage.work:
-            seconds[stage.kind] = seconds.get(stage.kind, 0.0) + store.manifest(stage.key).seconds
-            work[stage.kind] = work.get(stage.kind, 0.0) + stage.work
-    return {kind: seconds[kind] / work[kind] for kind in work}
+def _expected(stage: Stage) -> float:
+    """Seconds of a stage on a machine that nothing is known about."""
+    return OVERHEAD + stage.work / WORK_PER_SECOND
+
+
+def _groups(stage: Stage) -> tuple[Group, ...]:
+    """Which stages a stage is like, from those most like it to all."""
+    return (stage.kind, component(stage)), (stage.kind,), ()
 
 
 def execute(

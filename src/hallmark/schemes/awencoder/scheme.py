@@ -94,6 +94,7 @@ class AWEncoder(QueryScheme):
     name: ClassVar[str] = "awencoder"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER})
     access: ClassVar[frozenset[Access]] = frozenset({Access.FEATURES, Access.LOGITS, Access.LABELS})
+    passes: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:

@@ -96,6 +96,11 @@ class DeepWatermark(Scheme):
         """The other members of a family; any number where there is one mark alone."""
         return self.family - 1 if self.family > 1 else None
 
+    def embedding_work(self, images: int) -> float:
+        """Barrier, extractor and discriminator in the initial stage, then the owner's surrogate and the extractor."""
+        rehearsal = 3 * self.adversarial.fit.epochs + 12 * self.adversarial.epochs if self.adversarial.epochs else 0
+        return float(images * self.embedding.patches * (24 * self.embedding.epochs + rehearsal))
+
     def check(self, image_size: int, images: int) -> None:
         """Patches must fit into the images and the networks, and a perceptual term's network must be there."""
         side = self.pairs.side

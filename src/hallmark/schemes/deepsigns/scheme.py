@@ -63,6 +63,7 @@ class DeepSigns(Scheme):
 
     name: ClassVar[str] = "deepsigns"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER})
+    passes: ClassVar[int] = 5
     uses_labels: ClassVar[bool] = True
     chance: ClassVar[float | None] = 0.5
 

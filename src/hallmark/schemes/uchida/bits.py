@@ -18,6 +18,7 @@ class FilterBits(Scheme):
 
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER, HostKind.ENCODER})
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
+    passes: ClassVar[int] = 4
 
     @abstractmethod
     def reader(self, model: nn.Module) -> Reader:

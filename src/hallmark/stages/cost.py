@@ -1,0 +1,57 @@
+"""What stages cost, for estimates: images through the network, a backward pass counting double.
+
+The unit is an image of 32x32 pixels through ``resnet_small`` of width 16, forward, while it trains in batches of
+hundreds.  Other networks count by the root of their multiplications: small ones keep a processor less busy than large
+ones.  What finished stages have really taken then corrects the estimate; see :func:`hallmark.stages.runner.survey`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hallmark.core import QueryScheme, Scheme, Task
+from hallmark.stages.graph import Stage
+from hallmark.stages.inputs import Config, len_of
+
+UNIT = 32.6e6
+"""Floating point operations for one image in the network that is the unit, by torch's own count."""
+
+STEP = 40.0
+"""Units that a pass of any batch costs beside its images."""
+ASKED = 0.5
+"""Units per unit of the network where it is only asked, in large batches and without gradients."""
+
+_ROLES = ("attack", "scheme", "task", "survey", "detector")
+
+
+def weight(host: nn.Module, side: int) -> float:
+    """Units for one image in a network, beside others in a large batch.
+
+    Args:
+        host: The network, on torch's meta device.
+        side: Height and width of its images.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        host.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    return math.sqrt(counter.get_total_flops() / UNIT)
+
+
+def transfer(task: Task, train: Config, test: Config) -> float:
+    """Units per unit of the network that a task costs: features once, and epochs of training; or the test set alone."""
+    tested = ASKED * len_of(test) * getattr(task, "patches", 1)
+    return tested if task.native else tested + len_of(train) * (ASKED + 3 * getattr(task, "epochs", 0))
+
+
+def verify(scheme: Scheme, keys: int) -> float:
+    """Units per unit of the network that looking for several keys costs: each asks, or one asks for all."""
+    return ASKED * getattr(scheme, "queries", 1) * (keys if isinstance(scheme, QueryScheme) else 1)
+
+
+def component(stage: Stage) -> str:
+    """What a stage of its kind is about: the class of its attack, scheme, task and so on; empty for pretraining."""
+    named: list[dict[str, Any]] = [stage.config[role] for role in _ROLES if role in stage.config]
+    return str(named[0]["_target_"]) if named else ""
