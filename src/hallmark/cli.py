@@ -5,9 +5,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us; we make one line of them
 
@@ -17,9 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hallmark.composition import CONF, fingerprinter, one_line, resolve
+from hallmark.composition import CONF, fingerprinter, one_line, overridden, parts, resolve
 from hallmark.errors import BudgetExhausted, ConfigError, HallmarkError
 from hallmark.training_settings import Deadline
+
+if TYPE_CHECKING:
+    from hallmark.stages.experiment import Experiment
+    from hallmark.stages.runner import Line
+    from hallmark.stages.store import Store
 
 STARTED = time.monotonic()
 """A budget covers the command, not each job of a multirun."""
@@ -28,41 +33,85 @@ STOPPED = 75
 """Exit status when the budget ended a run that the same command continues (EX_TEMPFAIL)."""
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any], parts: Sequence[dict[str, Any]] = ()) -> None:
     """Plan an experiment, run what is missing, write its rows.
+
+    Args:
+        config: The resolved configuration.
+        parts: Configurations of the experiments that run in its stead, if it has parts; all are planned before the
+            first one runs, and the budget covers all.
 
     Raises:
         HallmarkError: Something that the user can mend.
         BudgetExhausted: The budget ran out.
     """
-    from hallmark.stages.plan import plan
-    from hallmark.stages.runner import duration, execute, survey
+    from hallmark.stages.runner import survey
     from hallmark.stages.store import Store
 
     deadline = Deadline(parse_duration(config["budget"]), STARTED)
-    experiment = plan(config, fingerprinter(config))
+    experiments = [_plan(part, f"{part['name']}: ") for part in parts] or [_plan(config)]
     store = Store(Path(config["store"]))
-    lines = survey(experiment.stages, store)
+    lines = survey([stage for experiment in experiments for stage in experiment.stages], store)
+    of_stage = {line.stage.key: line for line in lines}
+    planned = [(experiment, [of_stage[stage.key] for stage in experiment.stages]) for experiment in experiments]
+    for experiment, own in planned:
+        print(f"{_headline(experiment.config)}: {_outline(own)}", flush=True)
+        if config["plan"]:
+            _list(experiment, own)
+    if parts:
+        print(f"{_headline(config)}, {len(parts)} parts in all: {_outline(list(of_stage.values()))}", flush=True)
+    for experiment, own in planned if not config["plan"] else ():
+        _carry_out(experiment, own, store, deadline)
+
+
+def _plan(config: dict[str, Any], about: str = "") -> "Experiment":
+    from hallmark.stages.plan import plan
+
+    try:
+        return plan(config, fingerprinter(config))
+    except ConfigError as error:
+        raise ConfigError(f"{about}{error}") from None
+
+
+def _headline(config: Mapping[str, Any]) -> str:
+    return f"{config['name']} seed={config['seed']} scale={config['scale']['name']}"
+
+
+def _outline(lines: Sequence["Line"]) -> str:
+    from hallmark.stages.runner import duration
+
     missing = [line for line in lines if not line.hit]
-    seed, scale = config["seed"], config["scale"]["name"]
-    print(
-        f"{config['name']} seed={seed} scale={scale}: {len(lines)} stages, {len(lines) - len(missing)} done, "
-        f"{len(missing)} to run, about {duration(sum(line.seconds for line in missing))}",
-        flush=True,
+    return (
+        f"{len(lines)} stages, {len(lines) - len(missing)} done, {len(missing)} to run, "
+        f"about {duration(sum(line.seconds for line in missing))}"
     )
-    if config["plan"]:
-        for line in lines:
-            state = "hit " if line.hit else "miss"
-            cost = "" if line.hit else f"  ~{duration(line.seconds)}"
-            print(f"  {state} {line.stage.key[:12]} {line.stage.kind:8} {line.stage.label}{cost}")
-        return
+
+
+def _list(experiment: "Experiment", lines: Iterable["Line"]) -> None:
+    """Every stage, and every pair that has none."""
+    from hallmark.stages.runner import duration
+
+    for line in lines:
+        state = "hit " if line.hit else "miss"
+        cost = "" if line.hit else f"  ~{duration(line.seconds)}"
+        print(f"  {state} {line.stage.key[:12]} {line.stage.kind:8} {line.stage.label}{cost}")
+    for cell in experiment.unfit:
+        attack = "" if cell.attack == "none" else f"{cell.attack} on "
+        print(f"  n/a  {attack}{cell.mark.label}: {cell.reason}")
+
+
+def _carry_out(experiment: "Experiment", lines: Sequence["Line"], store: "Store", deadline: Deadline) -> None:
+    """Run what is missing of an experiment, and write its rows."""
+    from hallmark.stages.record import record
+    from hallmark.stages.runner import execute
+
+    config = dict(experiment.config)
+    missing = any(not line.hit for line in lines)
     if missing:
         from hallmark.session import bench_for  # torch and Lightning; a finished experiment needs neither
 
         bench = bench_for(config, store, deadline)
         execute(lines, store, bench.run, deadline, lambda text: print(text, flush=True))
-    from hallmark.stages.record import record
-
     results = Path(config["results"])
     found, changed = record(experiment, store, results)
     if missing:
@@ -80,7 +129,7 @@ def run(config: dict[str, Any]) -> None:
 
 NAMELESS = frozenset(
     {
-        *("experiment", "scale", "seed", "name"),
+        *("experiment", "parts", "scale", "seed", "name"),
         *("trainer", "logger", "store", "results", "data_root", "download", "budget", "plan", "hydra/launcher"),
     }
 )
@@ -97,7 +146,7 @@ def check_name(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: The rows of the experiment as its file has it would be replaced by those of another.
     """
-    names = {word.lstrip("+~").split("=")[0].split("@")[0]: word for word in overrides}
+    names = {overridden(word): word for word in overrides}
     free = (*NAMELESS, *(name for name in names if name.startswith(("trainer.", "logger."))))
     changes = [word for name, word in names.items() if name not in free]
     if changes and "name" not in names and "results" not in names and not config["plan"]:
@@ -124,9 +173,9 @@ def parse_duration(text: str | int | float | None) -> float | None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _application(config: DictConfig) -> None:
     try:
-        plain = resolve(config)
-        check_name(plain, HydraConfig.get().overrides.task)
-        run(plain)
+        plain, overrides = resolve(config), list(HydraConfig.get().overrides.task)
+        check_name(plain, overrides)
+        run(plain, parts(plain, overrides) if plain["parts"] else ())
     except BudgetExhausted as stop:
         print(stop)
         sys.exit(STOPPED)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hallmark.data.fingerprint import FILE, fingerprint
-from hallmark.errors import ConfigError, DataError
+from hallmark.errors import ConfigError, DataError, allowed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The configuration tree of the source checkout; Hallmark is installed from one with ``pip install -e``."""
@@ -31,6 +31,65 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
             return resolve(hydra_compose("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from None
+
+
+def compose_parts(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """The resolved configurations of all experiments that one run is made of; see :func:`parts`.
+
+    Raises:
+        ConfigError: An override names something unknown or of the wrong type, in the whole or in a part.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return parts(resolve(hydra_compose("config", overrides=list(overrides))), overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def parts(config: dict[str, Any], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """The experiments that a configuration stands for: itself, or each of its ``parts``, under the same overrides.
+
+    Hydra has to be initialised, as it is below ``hydra.main``.  A ``name`` of the whole becomes the first half of the
+    parts' names.
+
+    Args:
+        config: The resolved configuration.
+        overrides: What it was composed with.
+
+    Returns:
+        Resolved configurations.
+
+    Raises:
+        ConfigError: A part is unknown, lacks what an override names, or has parts of its own.
+    """
+    found = []
+    for part in config["parts"]:
+        about = f"{part}, a part of {config['name']}"
+        try:
+            composed = resolve(hydra_compose("config", overrides=_of_part(part, config["name"], overrides)))
+        except (HydraException, OmegaConfBaseException, ConfigError) as error:
+            raise ConfigError(f"{about}: {one_line(error)}; experiment={part} takes overrides of its own") from None
+        if composed["parts"]:
+            raise ConfigError(f"{about}, has parts of its own; name these instead")
+        found.append(composed)
+    return found or [config]
+
+
+def _of_part(part: str, name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a whole, for one part of it."""
+    kept = [f"experiment={part}"]
+    for word in overrides:
+        key = overridden(word)
+        if key == "name":
+            kept.append(f"name={name}/{part.rpartition('/')[2]}")
+        elif key not in ("experiment", "parts"):
+            kept.append(word)
+    return kept
+
+
+def overridden(word: str) -> str:
+    """What an override sets: ``data.name`` of ``data.name=digits``, ``attack`` of ``+attack@attacks.a=prune``."""
+    return word.lstrip("+~").split("=")[0].split("@")[0]
 
 
 @dataclass
@@ -74,6 +133,8 @@ class Settings:
     attacked_tasks: list[str]
     population: int
     aligned: bool
+    unfit: str
+    parts: list[str]
     calibration: Calibration
     data: Data
     test: Test
@@ -84,6 +145,9 @@ class Settings:
     budget: Any
     plan: bool
 
+
+UNFIT = ("refuse", "note")
+"""What becomes of a pair that makes no sense."""
 
 _COMPOSED = (
     *("scale", "host", "scheme", "trainer", "logger", "variants", "embedding_data"),
@@ -108,6 +172,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     for name in ("alpha", "fpr_alpha", "tolerance"):
         if not 0 < typed[name] < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, got {typed[name]}")
+    if typed.unfit not in UNFIT:
+        raise ConfigError(allowed(typed.unfit, UNFIT, "unfit"))
     for name in ("decoys", "trials"):
         if typed.calibration[name] < (name == "decoys"):
             raise ConfigError(f"calibration.{name} cannot be {typed.calibration[name]}; ask for more")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hallmark.composition import compose, fingerprinter
+from hallmark.composition import compose_parts, fingerprinter
 from hallmark.stages.plan import plan
 
 
@@ -17,6 +17,6 @@ def reachable_keys(experiments: Sequence[Sequence[str]]) -> set[str]:
     """
     keys: set[str] = set()
     for overrides in experiments:
-        config = compose(overrides)
-        keys |= {stage.key for stage in plan(config, fingerprinter(config)).stages}
+        for config in compose_parts(overrides):
+            keys |= {stage.key for stage in plan(config, fingerprinter(config)).stages}
     return keys
