@@ -14,6 +14,21 @@ class ConfigError(HallmarkError):
     """A configuration that cannot be run: unknown name, wrong type, impossible pair."""
 
 
+class UnfitError(ConfigError):
+    """A pair that makes no sense, such as an attack on a kind of host that it does not work on.
+
+    An experiment refuses it, unless it says ``unfit: note``.
+
+    Args:
+        reason: Why, such that it can stand in a table beside the pair's names.
+        what: Who does not fit, to stand before the reason in the message.
+    """
+
+    def __init__(self, reason: str, what: str = "") -> None:
+        super().__init__(f"{what} {reason}".strip())
+        self.reason = reason
+
+
 class DataError(HallmarkError):
     """A data set that is missing, damaged or too small for what was asked of it."""
 

@@ -53,6 +53,7 @@ METRICS = (
     *("embed_loss", "psnr", "psnr_input", "ssim", "fpr_bound", "changed_weights", "response", "outlier_index"),
     *("nc", "nc_blank", "nc_centred", "nc_centred_input", "nc_centred_clean"),
     *("seconds", "images_per_s", "peak_mib"),
+    "not_applicable",
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "pretrain": ("", *PRETRAINS),
@@ -83,7 +84,8 @@ class Row:
         downstream: What the downstream model was trained on, or empty.
         attack: The attack's verb, or ``none``.
         strength: The attack's strength in ``unit``; 0 where nothing was done.
-        unit: Unit and variant of the strength, e.g. ``epochs all``; of ``auc`` and ``tpr`` the detector.
+        unit: Unit and variant of the strength, e.g. ``epochs all``; of ``auc`` and ``tpr`` the detector; of
+            ``not_applicable`` why.
         task: What it is used for, such as :data:`TASKS`, or empty.
         access: What the verifier could touch, one of :data:`ACCESS`, or empty where nothing was verified.
         suspect: One of :data:`SUSPECTS`, or empty for what holds for the whole experiment, such as ``alpha``.

@@ -7,23 +7,22 @@ from torch import nn
 
 from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Survey, Task
 from hallmark.core.access import LEVELS
-from hallmark.errors import ConfigError, allowed
+from hallmark.errors import ConfigError, UnfitError, allowed
 from hallmark.models.torchvision_nets import required_size
 from hallmark.pretrain.recipe import FOREIGN, METHODS, HostRecipe, RestorationRecipe
 from hallmark.stages.experiment import Mark, Subject
-from hallmark.stages.inputs import Config, host_data, len_of, native_data
+from hallmark.stages.inputs import Config, host_data, len_of, native_data, variants
 
 DOWNSTREAM_ACCESS = frozenset({Access.LOGITS, Access.LABELS})
 """What an owner may see of a model that somebody built on an encoder."""
 
 
-def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, host: Callable[[], nn.Module]) -> None:
+def check_experiment(config: Config, marks: Collection[Mark], host: Callable[[], nn.Module]) -> None:
     """Refuse an experiment whose parts do not fit together.
 
     Args:
         config: The resolved configuration.
-        marks: The schemes it compares.
-        kind: What its hosts are.
+        marks: The schemes it compares, as far as they mark hosts of its kind.
         host: Builds an untrained host on torch's meta device.
 
     Raises:
@@ -37,7 +36,7 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
             raise ConfigError(allowed(name, config["tasks"], "attacked_tasks entry"))
     for kind_of_innocent in ("extra_seeds", "outsiders"):
         _check_innocents(f"calibration.{kind_of_innocent}", calibration[kind_of_innocent])
-    known = {mark.name for mark in marks}
+    known = {mark.name for mark in marks} | variants(config).keys()
     for part, needed in (("attacks", "_target_, strength and strengths"), ("surveys", "_target_")):
         for name, group in config[part].items():
             if not isinstance(group, Mapping):
@@ -49,7 +48,6 @@ def check_experiment(config: Config, marks: Collection[Mark], kind: HostKind, ho
     if size not in (None, config["data"]["size"]):
         raise ConfigError(f"host {config['host']['backbone']!r} takes {size}x{size} images only; set data.size={size}")
     for mark in marks:
-        check_scheme(mark.scheme, kind)
         check_attainable(mark, calibration["decoys"], config["alpha"])
         mark.scheme.check(config["data"]["size"], len_of(host_data(config, "owner")))
         if mark.scheme.uses_unseen:
@@ -103,18 +101,40 @@ def check_restoration(recipe: RestorationRecipe, where: str, host: HostRecipe, s
 def check_scheme(scheme: Scheme, kind: HostKind) -> None:
     """Refuse a scheme that does not mark hosts of a kind, or whose mark nobody could look for there."""
     if kind not in scheme.hosts:
-        raise ConfigError(f"scheme {scheme.name!r} marks {_names(scheme.hosts)}, but the host is a {kind}")
+        raise UnfitError(f"marks {_names(scheme.hosts)}, but the host is a {kind}", f"scheme {scheme.name!r}")
     downstream = DOWNSTREAM_ACCESS if kind is HostKind.ENCODER else frozenset()
     if not scheme.access & (LEVELS[kind] | downstream):
-        raise ConfigError(
-            f"scheme {scheme.name!r} is verified at {_names(scheme.access)}, which a {kind} does not offer"
+        raise UnfitError(
+            f"is verified at {_names(scheme.access)}, which a {kind} does not offer", f"scheme {scheme.name!r}"
         )
 
 
 def check_hosts(component: Attack | Detector | Task | Survey, kind: HostKind, what: str) -> None:
     """Refuse an attack, detector, task or survey that does not work on hosts of a kind."""
     if kind not in component.hosts:
-        raise ConfigError(f"{what} {component.name!r} works on {_names(component.hosts)}, but the host is a {kind}")
+        raise UnfitError(f"works on {_names(component.hosts)}, but the host is a {kind}", f"{what} {component.name!r}")
+
+
+def check_attack(attack: Attack, kind: HostKind, host: Callable[[], nn.Module]) -> None:
+    """Refuse an attack that does not work on hosts of a kind, needs to see what they do not show, or misfits the host.
+
+    Args:
+        attack: The attack with its settings.
+        kind: What the hosts are.
+        host: Builds an untrained host on torch's meta device.
+
+    Raises:
+        UnfitError: One of these.
+    """
+    check_hosts(attack, kind, "attack")
+    access = attack.access_for(kind)
+    if access not in LEVELS[kind]:
+        raise UnfitError(f"needs {access}, which a {kind} does not offer", f"attack {attack.name!r}")
+    if type(attack).check_host is not Attack.check_host:  # building a host takes a moment
+        try:
+            attack.check_host(host())
+        except ConfigError as error:
+            raise UnfitError(str(error)) from None
 
 
 def check_survey(

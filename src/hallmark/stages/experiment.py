@@ -63,6 +63,21 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """A pair that makes no sense: a cell of the tables without a number.
+
+    Args:
+        mark: What would be attacked; or, without an attack, what the hosts cannot bear.
+        attack: Verb, or ``none``.
+        reason: Why.
+    """
+
+    mark: Mark
+    attack: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Detection:
     """One detector that looks for one mark in a population of networks.
 
@@ -145,6 +160,7 @@ class Experiment:
         histograms: The distributions it draws.
         surveys: What the owner measures beside.
         sheets: The pictures of it.
+        unfit: The pairs that make no sense, where it notes them.
     """
 
     config: Config
@@ -153,6 +169,7 @@ class Experiment:
     histograms: tuple[Histogram, ...] = ()
     surveys: tuple[Surveyed, ...] = ()
     sheets: tuple[Sheet, ...] = ()
+    unfit: tuple[Unfit, ...] = ()
 
     @property
     def scheme(self) -> str:

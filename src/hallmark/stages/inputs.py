@@ -119,13 +119,8 @@ def strengths(group: Config) -> list[float]:
     return list(group["strengths"])
 
 
-def concerns(group: Config, mark: str, *, trained: bool = True) -> bool:
-    """Whether an attack is made on a mark of this name: on all, unless the group lists ``variants``.
-
-    One that imitates each mark is made on those that are ``trained`` in.
-    """
-    if by_own_kind(group) and not trained:
-        return False
+def concerns(group: Config, mark: str) -> bool:
+    """Whether an attack or survey is about a mark of this name: about all, unless the group lists ``variants``."""
     return not group.get("variants") or mark in group["variants"]
 
 

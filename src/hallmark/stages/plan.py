@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hallmark.components import build, identify, instantiate
-from hallmark.core import Access, Attack, Detector, HostKind, Scheme, Survey, Task
+from hallmark.core import Access, Detector, HostKind, Scheme, Survey, Task
 from hallmark.data.fingerprint import FILE
 from hallmark.errors import ConfigError
 from hallmark.models.classifier import Classifier
@@ -25,6 +25,7 @@ from hallmark.pretrain.recipe import (
     RestorationRecipe,
     build_recipe,
 )
+from hallmark.stages import cost
 from hallmark.stages.beside import Models
 from hallmark.stages.checks import (
     check_batch,
@@ -40,7 +41,6 @@ from hallmark.stages.graph import Stage
 from hallmark.stages.inputs import (
     Config,
     attack_data,
-    attack_settings,
     concerns,
     downstream_data,
     embedding_data,
@@ -51,6 +51,7 @@ from hallmark.stages.inputs import (
     strengths,
     variants,
 )
+from hallmark.stages.pairs import Pairs
 from hallmark.stages.sheets import sheets
 from hallmark.training_settings import TrainerSettings
 
@@ -67,14 +68,16 @@ def plan(config: Config, fingerprint: Fingerprint) -> Experiment:
     Raises:
         ConfigError: A component is unknown or mistyped, or a pair makes no sense.
     """
+    if config["parts"]:
+        raise ConfigError(f"{config['name']} is made of parts; plan each: {', '.join(config['parts'])}")
     planner = _Planner(config, fingerprint)
-    check_experiment(config, planner.marks, planner.kind, lambda: planner.blank)
+    check_experiment(config, planner.marks, lambda: planner.blank)
     subjects = tuple(planner.subjects())
     check_distinct(subjects)
     models = Models(config, planner.recipes, planner.marks, planner.pretrain, planner.embed, planner._prints)
     detections = tuple(models.detections(list(planner.detectors())))
-    surveys, drawn = tuple(planner.surveys()), tuple(sheets(subjects))
-    return Experiment(config, subjects, detections, tuple(models.histograms()), surveys, drawn)
+    surveys, drawn, unfit = tuple(planner.surveys()), tuple(sheets(subjects)), tuple(planner.pairs.unfit())
+    return Experiment(config, subjects, detections, tuple(models.histograms()), surveys, drawn, unfit)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that methods can be cached
@@ -83,13 +86,18 @@ class _Planner:
     fingerprint: Fingerprint
 
     @cached_property
-    def marks(self) -> list[Mark]:
-        """The schemes that are compared."""
+    def pairs(self) -> Pairs:
+        """The schemes that are compared, and the attacks on them."""
         marks = []
         for label, settings in variants(self.config).items():
             scheme = instantiate(settings, f"variants.{label}" if label else "scheme", Scheme)
             marks.append(Mark(scheme, "" if label == scheme.name else label))
-        return marks
+        return Pairs(self.config, marks, self.kind, lambda: self.blank)
+
+    @property
+    def marks(self) -> list[Mark]:
+        """Those of the schemes that hosts of this kind can bear."""
+        return self.pairs.marks
 
     @cached_property
     def recipes(self) -> dict[str, AnyRecipe]:
@@ -120,6 +128,20 @@ class _Planner:
     def settings(self) -> TrainerSettings:
         """How networks are trained."""
         return build(TrainerSettings, self.config["trainer"], "trainer")
+
+    @cached_property
+    def weight(self) -> float:
+        """What an image through a host costs; detectors, which have no answer to blank images, count as the unit."""
+        if self.kind is HostKind.DETECTOR:
+            return 1.0
+        pairs = [r.pairs.side for r in self.recipes.values() if isinstance(r, RestorationRecipe)]
+        return cost.weight(self.blank, min([self.config["data"]["size"], *pairs]))
+
+    @cached_property
+    def trained(self) -> float:
+        """What an image through a host costs in a batch as small as hosts are trained in."""
+        batches = [recipe.batch for recipe in self.recipes.values() if not isinstance(recipe, ForeignRecipe)]
+        return self.weight + cost.STEP / min(batches, default=128)
 
     @cached_property
     def blank(self) -> nn.Module:
@@ -153,10 +175,8 @@ class _Planner:
                     outsider = self.pretrain(name, seed + 2000 + extra, "attacker")
                     label = f"{name} seed {seed + 2000 + extra} other images"
                     yield self._subject(outsider, "innocent", host=label, **shared)
-                for attack, group in self.config["attacks"].items():
-                    listed = strengths(group)
-                    if not concerns(group, mark.name, trained=mark.scheme.trains):
-                        continue
+                for attack in self.pairs.on(mark):
+                    listed = strengths(self.config["attacks"][attack])
                     for strength in listed:
                         yield self._attacked(embed, "marked", attack, strength, **shared)
                     yield self._attacked(original, "attacked_innocent", attack, max(listed), **shared)
@@ -187,23 +207,21 @@ class _Planner:
             embed = self.embed(original, mark)
             config["scheme"], inputs["mark"], seen = identify(mark.scheme), embed, embed.label
         prints = self._prints(owner) | self._prints(test)
-        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test))
+        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test) * self.weight)
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
-        attack = self._attack(name, strength, shared["mark"])
+        attack = self.pairs.attack(name, strength, shared["mark"])
         settings = identify(attack)
         group = self.config["attacks"][name]
         data = attack_data(self.config, group, f"attacks.{name}")
         unit = f"{attack.unit} of {group['data']['name']}" if group.get("data") else attack.unit
-        epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
-        epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
         stage = Stage(
             "attack",
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
             {"victim": victim},
             self._prints(data),
             f"{attack.name} {strength:g} {unit} on {victim.label}",
-            work=len_of(data) * (3 * epochs + 1) + 3 * settings.get("steps", 0) * settings.get("batch", 1),
+            work=attack.work(len_of(data)) * self.trained,
         )
         return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=unit, **shared)
 
@@ -256,7 +274,7 @@ class _Planner:
             {**inputs, **judged},
             self._prints(data),
             f"{stage.label}, by the key of {embed.label}",
-            work=(decoys + trials) * getattr(mark.scheme, "queries", 1) * apart,
+            work=cost.verify(mark.scheme, 1 + decoys + trials) * apart * self.weight,
         )
 
     def _decoys(self, embed: Stage, mark: Mark) -> Stage:
@@ -269,7 +287,7 @@ class _Planner:
             {"mark": embed},
             self._prints(data),
             f"{count} keys beside that of {embed.label}",
-            work=count * mark.scheme.decoy_work,
+            work=count * mark.scheme.decoy_work * self.weight,
         )
 
     def pretrain(self, name: str, seed: int, part: str = "owner") -> Stage:
@@ -285,7 +303,7 @@ class _Planner:
                 check_restoration(recipe, f"pretrains.{name}", self.host, data["size"], self.settings.devices)
                 images *= recipe.fit.patches
             check_batch(f"pretrains.{name}", recipe.batch, part, images, self.settings.devices)
-            work = len_of(data) * recipe.epochs * recipe.passes
+            work = len_of(data) * recipe.epochs * recipe.passes * self.trained
         config = {
             "recipe": asdict(recipe),
             "host": asdict(self.host),
@@ -305,9 +323,8 @@ class _Planner:
         if mark.scheme.uses_unseen:
             config["unseen"] = native_data(self.config)[1]
             prints |= self._prints(config["unseen"])
-        epochs = scheme.get("embedding", {}).get("epochs", 0)
-        label = f"{mark.label} in {original.label}"
-        return Stage("embed", config, {"host": original}, prints, label, work=len_of(data) * epochs * 11)
+        work = mark.scheme.embedding_work(len_of(data)) * self.trained
+        return Stage("embed", config, {"host": original}, prints, f"{mark.label} in {original.label}", work=work)
 
     def detectors(self) -> Iterator[Detector]:
         """What looks for marks without a key."""
@@ -343,7 +360,7 @@ class _Planner:
             "seed": self.config["seed"],
             **self._machine(),
         }
-        work = len_of(train) * (1 + 3 * settings.get("epochs", 0)) + len_of(test)
+        work = cost.transfer(self._task(name), train, test) * self.weight
         label = f"{name} on {where} of {stage.label}" if where else f"{name} of {stage.label}"
         return Stage("transfer", config, {"host": stage}, self._prints(train), label, work=work)
 
@@ -353,16 +370,6 @@ class _Planner:
         task: Task = instantiate(settings, f"tasks.{name}", Task)
         check_hosts(task, self.kind, "task")
         return task
-
-    @cache  # noqa: B019
-    def _attack(self, name: str, strength: float, mark: Mark) -> Attack:
-        group = self.config["attacks"][name]
-        where = f"attacks.{name} at {group['strength']}={strength:g}"
-        attack: Attack = instantiate(attack_settings(group, strength, identify(mark.scheme)), where, Attack)
-        check_hosts(attack, self.kind, "attack")
-        if type(attack).check_host is not Attack.check_host:
-            attack.check_host(self.blank)
-        return attack
 
     def _machine(self) -> dict[str, Any]:
         """Stages after pretraining run on one device; only precision and compilation can change their result."""

@@ -39,6 +39,13 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
     for survey in experiment.surveys:
         found += _of_survey(survey, result, shared)
     found += _false_positives(experiment, result, shared)
+    found += [
+        Row(
+            **shared, scheme=cell.mark.scheme.name, variant=cell.mark.variant, host=config["host"]["backbone"],
+            attack=cell.attack, unit=cell.reason, suspect="marked", metric="not_applicable", value=1,
+        )
+        for cell in experiment.unfit
+    ]  # fmt: skip
     return found
 
 
