@@ -1,4 +1,6 @@
-"""The smallest experiment that has every kind of stage, as Hydra overrides."""
+"""The smallest experiments: one that has every kind of stage, and one that is made of parts, as Hydra overrides."""
+
+from hallmark.composition import compose
 
 TINY = [
     "experiment=demo",
@@ -22,3 +24,13 @@ TINY = [
     "+attacks.finetune={_target_:hallmark.attacks.finetune.FineTuneAttack,strength:epochs,strengths:[1],scope:all}",
 ]
 """Seconds on one core: one algorithm, two downstream sets, both attacks."""
+
+
+def reduced(*kept: str) -> list[str]:
+    """The matrix without most of its parts and attacks, as Hydra overrides: seconds.
+
+    Args:
+        kept: Names of the attacks that are left.
+    """
+    words = ["experiment=matrix", "scale=smoke", "parts=[matrix/images]", "trainer.progress=false"]
+    return [*words, *(f"~attacks.{name}" for name in compose(words)["attacks"] if name not in kept)]

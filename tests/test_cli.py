@@ -1,13 +1,15 @@
 import logging
 import sys
 
+import pandas as pd
 import pytest
 
 from hallmark import cli
 from hallmark.cli import STOPPED, parse_duration
 from hallmark.composition import experiments
 from hallmark.errors import ConfigError
-from smoke import TINY
+from hallmark.stages.reach import reachable_keys
+from smoke import TINY, reduced
 
 
 def invoke(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
@@ -157,3 +159,76 @@ def test_the_store_can_still_warn(monkeypatch, capsys, tmp_path):
     """Hydra's own settings would silence every logger there is when it starts."""
     invoke(monkeypatch, capsys, *TINY, f"store={tmp_path / 's'}", "--plan")
     assert logging.getLogger("hallmark.stages.store").isEnabledFor(logging.WARNING)
+
+
+# Experiments that are made of parts
+
+
+def test_a_plan_of_parts_ends_in_their_sum(monkeypatch, capsys, tmp_path):
+    words = ["experiment=matrix", "scale=smoke", "parts=[demo,uchida/table5]", f"store={tmp_path}", "--plan"]
+    code, out, err = invoke(monkeypatch, capsys, *words)
+    assert code == 0, err
+    heads = [line for line in out.splitlines() if "seed=0 scale=smoke" in line]
+    assert [line.split()[0] for line in heads] == ["demo", "uchida/table5", "matrix"]
+    assert "2 parts in all" in heads[-1]
+    stages = [int(line.split(" stages")[0].rsplit(" ", 1)[1]) for line in heads]
+    assert stages[-1] == stages[0] + stages[1] == out.count("  miss ")
+
+
+BAD_PARTS = {
+    "an unknown part": (["parts=[wpe/man]"], ["wpe/man, a part of matrix", "available", "wpe/main"]),
+    "a part that is made of parts": (["parts=[matrix]"], ["matrix, a part of matrix", "parts of its own"]),
+    "parts that are no list": (["parts=wpe/main"], ["parts", "wpe/main"]),
+    "a key that a part lacks": (
+        ["parts=[demo,uchida/table5]", "attacks.quantize.strengths=[24]", "name=mine"],
+        ["a part of mine", "attacks.quantize", "no such key", "experiment=demo takes overrides of its own"],
+    ),
+    "a key that the whole lacks": (["pretrains.simclr.epochs=1"], ["pretrains.simclr", "no such key"]),
+    "another experiment than the record has": (
+        ["attacks.prune.strengths=[0.5]"],
+        ["matrix", "name=...", "results=..."],
+    ),
+    "a value that a part refuses": (["parts=[demo]", "calibration.decoys=9", "name=mine"], ["mine/demo", "decoys=9"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_bad_input_of_parts_ends_in_one_clear_line(name, monkeypatch, capsys, tmp_path):
+    overrides, expected = BAD_PARTS[name]
+    words = ["experiment=matrix", "scale=smoke", f"store={tmp_path / 's'}", *overrides]
+    code, _, err = invoke(monkeypatch, capsys, *words)
+    (line,) = err.strip().splitlines()
+    assert code == 2
+    assert line.startswith("error: ")
+    for word in expected:
+        assert word in line
+    assert not (tmp_path / "s" / "objects").exists()
+
+
+@pytest.mark.slow
+def test_parts_run_one_after_another_for_every_seed(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [*reduced("prune", "finetune", "surrogate"), f"store={tmp_path / 's'}", f"results={tmp_path / 'r'}"]
+    code, out, err = invoke(monkeypatch, capsys, *words)
+    assert code == 0, err
+    found = pd.read_csv(tmp_path / "r" / "runs.csv", keep_default_na=False)
+    assert set(found["experiment"]) == {"matrix/images"}
+    assert set(found["paper"]) == {"matrix"}
+    cells = found[found["metric"] == "not_applicable"]
+    assert cells[["scheme", "attack", "strength", "value"]].values.tolist() == [["deep_watermark", "finetune", 0, 1]]
+    rates = found[(found["metric"] == "fpr") & found["suspect"].isin(["innocent", "attacked_innocent"])]
+    assert set(rates["n"].astype(int)) == {120}  # 60 keys each of two innocents, and of two attacked ones
+    again = invoke(monkeypatch, capsys, *words)
+    assert "1 parts in all" in again[1]
+    assert " 0 to run" in again[1]
+    assert "0 of them new or changed" in again[1]
+    monkeypatch.setattr(cli, "STARTED", cli.STARTED - 1e6)
+    code, out, _ = invoke(monkeypatch, capsys, "-m", *words, "seed=1,2", "budget=1s")
+    assert code == STOPPED
+    assert "run the same command" in out
+
+
+def test_what_experiments_of_parts_reach_is_kept(tmp_path):
+    few = ["experiment=matrix", "scale=smoke", f"store={tmp_path}"]
+    both = reachable_keys([[*few, "parts=[demo,uchida/table5]"]])
+    assert both == reachable_keys([["experiment=demo", "scale=smoke"], ["experiment=uchida/table5", "scale=smoke"]])
