@@ -28,15 +28,18 @@ _ROLES = ("attack", "scheme", "task", "survey", "detector")
 
 
 def weight(host: nn.Module, side: int) -> float:
-    """Units for one image in a network, beside others in a large batch.
+    """Units for one image in a network, beside others in a large batch; 1 for one that cannot be tried without weights.
 
     Args:
         host: The network, on torch's meta device.
         side: Height and width of its images.
     """
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        host.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    try:
+        with torch.no_grad(), counter:
+            host.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    except (NotImplementedError, RuntimeError):  # such as one whose way depends on its numbers
+        return 1.0
     return math.sqrt(counter.get_total_flops() / UNIT)
 
 

@@ -116,7 +116,8 @@ class Pairs:
         group = self.config["attacks"][name]
         try:
             if TARGET in group and isinstance(getattr(self._class(name), "hosts", None), frozenset):
-                check_hosts(self._class(name), self.kind, "attack")  # its settings may make no sense here
+                # the class says, and its settings may make no sense here
+                check_hosts(self._class(name), self.kind, "attack")  # type: ignore[arg-type]
             for strength in strengths(group):
                 self.attack(name, strength, mark)
         except UnfitError as error:
