@@ -20,6 +20,7 @@ from hallmark.report import (
     page,
     rows,
     sheets,
+    speed,
     summary,
     surveys,
     tables,
@@ -83,7 +84,8 @@ def build(results: Path, experiments: Path, readme: Path | None) -> dict[Path, b
         files[results / "figures" / f"{picture.name}.png"] = picture.png
     if readme is not None and readme.is_file():
         folder = Path(os.path.relpath(results, readme.parent)).as_posix()
-        files[readme] = page.fill(readme.read_text(encoding="utf-8"), page.blocks(found, folder))
+        blocks = page.blocks(found, folder) | {"speed": speed.block(results / "benchmarks")}
+        files[readme] = page.fill(readme.read_text(encoding="utf-8"), blocks)
     return {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
 
 
