@@ -13,6 +13,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us; we make o
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -176,11 +177,17 @@ def _application(config: DictConfig) -> None:
         plain, overrides = resolve(config), list(HydraConfig.get().overrides.task)
         check_name(plain, overrides)
         run(plain, parts(plain, overrides) if plain["parts"] else ())
-    except BudgetExhausted as stop:
-        print(stop)
-        sys.exit(STOPPED)
-    except HallmarkError as error:
-        _fail(str(error))
+    except (BudgetExhausted, HallmarkError) as stop:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise  # perhaps in a process of its own, from which the launcher brings it home
+        _end(stop)
+
+
+def _end(stop: BudgetExhausted | HallmarkError) -> NoReturn:
+    if isinstance(stop, HallmarkError):
+        _fail(str(stop))
+    print(stop)
+    sys.exit(STOPPED)
 
 
 def _fail(message: str) -> NoReturn:
@@ -197,6 +204,8 @@ def main() -> None:
         _fail(f"the configuration folder {CONF} is missing; install with pip install -e from a clone")
     try:
         _application()
+    except (BudgetExhausted, HallmarkError) as stop:
+        _end(stop)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error))
     except KeyboardInterrupt:
