@@ -13,8 +13,8 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us; we make o
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
