@@ -53,6 +53,7 @@ METRICS = (
     *("embed_loss", "psnr", "psnr_input", "ssim", "fpr_bound", "changed_weights", "response", "outlier_index"),
     *("nc", "nc_blank", "nc_centred", "nc_centred_input", "nc_centred_clean"),
     *("seconds", "images_per_s", "peak_mib"),
+    *("knows_scheme", "knows_layer", "knows_data"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "pretrain": ("", *PRETRAINS),

@@ -195,15 +195,13 @@ class _Planner:
         group = self.config["attacks"][name]
         data = attack_data(self.config, group, f"attacks.{name}")
         unit = f"{attack.unit} of {group['data']['name']}" if group.get("data") else attack.unit
-        epochs = settings.get("epochs", 0) + settings.get("retrain_epochs", 0)
-        epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
         stage = Stage(
             "attack",
             {"attack": settings, "data": data, "seed": self.config["seed"], **self._machine()},
             {"victim": victim},
             self._prints(data),
             f"{attack.name} {strength:g} {unit} on {victim.label}",
-            work=len_of(data) * (3 * epochs + 1) + 3 * settings.get("steps", 0) * settings.get("batch", 1),
+            work=_attack_work(settings, len_of(data)),
         )
         return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=unit, **shared)
 
@@ -371,3 +369,13 @@ class _Planner:
 
     def _prints(self, data: Config) -> dict[str, str]:
         return {data["name"]: self.fingerprint(data["name"])}
+
+
+def _attack_work(settings: Config, images: int) -> float:
+    """Images through the network that an attack of these settings costs, for estimates; of a chain its steps'."""
+    steps = settings.get("steps", 0)
+    if isinstance(steps, list):
+        return sum(_attack_work(step, images) for step in steps[: settings["length"]])
+    epochs = sum(settings.get(name, 0) for name in ("epochs", "retrain_epochs", "recovery_epochs"))
+    epochs += settings.get("scheme", {}).get("embedding", {}).get("epochs", 0)
+    return images * (3 * epochs + 1) + 3 * steps * settings.get("batch", 1)
