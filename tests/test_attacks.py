@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from hallmark.attacks.adversarial import AdversarialTraining
+from hallmark.attacks.chain import Chain
+from hallmark.attacks.cleanse import NeuralCleanse
 from hallmark.attacks.distill import Distill
+from hallmark.attacks.filters import PruneFilters
 from hallmark.attacks.finetune import FineTuneAttack
 from hallmark.attacks.invert import Invert
 from hallmark.attacks.overwrite import OverwriteAttack
@@ -19,11 +24,16 @@ from hallmark.attacks.prune import Prune, prune
 from hallmark.attacks.quantize import Quantize
 from hallmark.attacks.reestimate import Reestimate
 from hallmark.attacks.refit import Refit
+from hallmark.attacks.regularise import Regularise
 from hallmark.attacks.remove import RemoveNeurons
+from hallmark.components import identify, instantiate, locate
+from hallmark.composition import CONF, compose
 from hallmark.core import Access, Attack, HostKind, Key, Suspect, generator
+from hallmark.core.attack import KNOWLEDGE
 from hallmark.core.scheme import Images
 from hallmark.errors import AccessError, ConfigError
 from hallmark.models import Encoder
+from hallmark.stages.inputs import attack_settings, strengths
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings
 from stolen import attacked, data, differing, prunable, snapshot, unchanged, victim
@@ -243,6 +253,7 @@ def test_no_attack_can_be_handed_a_key() -> None:
     kinds = list(attacks())
     assert {Distill, FineTuneAttack, OverwriteAttack, Prune, Quantize, WeightNoise, WeightShift} <= set(kinds)
     assert {Invert, Postprocess, Preprocess, Reestimate, Refit, RemoveNeurons} <= set(kinds)
+    assert {AdversarialTraining, Chain, NeuralCleanse, PruneFilters, Regularise} <= set(kinds)
     for kind in [Attack, *kinds]:
         signature = inspect.signature(kind.apply)
         assert list(signature.parameters) == ["self", "victim", "attacker_data", "trainer", "generator"], kind
@@ -272,9 +283,51 @@ OVERWRITES = [
         *OVERWRITES,
         Preprocess("jpeg", 50),
         Postprocess("rounding", 0.5),
+        PruneFilters(0.5),
+        Chain([identify(Prune(0.5)), identify(Quantize(24))], 2),
     ],
 )
 def test_an_attack_needs_the_access_it_declares(attack: Attack, trainer: LightningTrainer) -> None:
     suspect = Suspect(victim(HostKind.CLASSIFIER), HostKind.CLASSIFIER, Access.LABELS)
     with pytest.raises(AccessError, match="weights access"):
         attack.apply(suspect, data(), trainer=trainer, generator=generator(0))
+
+
+@pytest.mark.parametrize(
+    ("attack", "knows"),
+    [
+        (FineTuneAttack(1), set()),
+        (Prune(0.5), set()),
+        (Prune(0.5, layers=("layer2.conv2",)), {"layer"}),
+        (Invert(1), {"scheme"}),
+        (OVERWRITES[0], {"scheme"}),
+        (Chain([identify(Prune(0.5, layers=("layer2.conv2",))), identify(OVERWRITES[0])], 2), {"scheme", "layer"}),
+    ],
+)
+def test_an_attacker_knows_what_it_declares(attack: Attack, knows: set[str]) -> None:
+    assert attack.knows == knows <= set(KNOWLEDGE)
+
+
+def test_every_attack_ships_its_configuration() -> None:
+    shipped = {OmegaConf.load(path)["_target_"] for path in (Path(CONF) / "attack").glob("*.yaml")}
+    assert {locate(target) for target in shipped} == {kind for kind in attacks() if not inspect.isabstract(kind)}
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("adversarial_training", "adversarial_training"),
+        ("chain", "chain"),
+        ("fine_prune", "prune"),
+        ("finetune_pairs", "finetune"),
+        ("finetune_refit", "finetune"),
+        ("neural_cleanse", "neural_cleanse"),
+        ("prune_filters", "prune"),
+        ("regularise", "regularise"),
+    ],
+)
+def test_shipped_settings_are_an_attack_at_every_strength(name: str, verb: str) -> None:
+    group = compose(["experiment=demo", "scale=smoke", f"+attack@attacks.tried={name}"])["attacks"]["tried"]
+    for strength in strengths(group):
+        attack = instantiate(attack_settings(group, strength), f"attacks.{name}", Attack)
+        assert (attack.name, attack.strength) == (verb, strength)

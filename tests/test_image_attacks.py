@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hallmark.attacks.erase import Erase
+from hallmark.attacks.finetune_pairs import FineTunePairs
 from hallmark.attacks.preprocess import Postprocess
 from hallmark.attacks.surrogate import Surrogate
 from hallmark.components import identify
@@ -130,6 +131,34 @@ def test_an_eraser_is_trained_and_stored_and_leaves_the_victim_inside_alone(tmp_
 def test_an_eraser_that_makes_no_sense_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Erase(**{"scheme": SCHEME, "epochs": 1, "network": SMALL, **settings})
+
+
+@pytest.mark.parametrize("barriered", [False, True])
+def test_fine_tuning_on_pairs_moves_every_layer_towards_clean_images(barriered: bool, tmp_path: Path) -> None:
+    victim = marked() if barriered else fresh(SMALL, 0).eval()
+    before = {name: tensor.clone() for name, tensor in victim.state_dict().items()}
+    attack = FineTunePairs(30, GREY, batch=4, lr=5e-3)
+    made = attacked(attack, victim, tmp_path / "training")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in victim.state_dict().items())
+    moved = {name for name, tensor in made.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved >= {name for name, _ in victim.named_parameters() if name.endswith("weight")}
+    assert ("mark" in before) == barriered
+    assert "mark" not in moved
+    clean = pictures().float() / 255
+    grey = clean.mean(1, keepdim=True).expand_as(clean)  # near to what the law makes of them
+
+    def distance(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(grey) - clean).square().mean())
+
+    assert distance(made) < distance(victim)
+    (tmp_path / "model").mkdir()
+    files.save(made, tmp_path / "model")
+    assert torch.equal(answers(files.load(tmp_path / "model")), answers(made))
+    assert torch.equal(answers(attacked(FineTunePairs(0, GREY), victim, tmp_path / "none")), answers(victim))
+    assert (attack.name, attack.unit, attack.needs_labels) == ("finetune", "epochs all grey pairs l2", False)
+    with pytest.raises(ConfigError, match="at least 0, got -1"):
+        FineTunePairs(-1)
 
 
 @pytest.mark.parametrize(("name", "reach"), [("cnet", 21), ("res9", 93), ("res16", 149)])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from hallmark.composition import compose
+from hallmark.core.attack import KNOWLEDGE
 from hallmark.report.rows import Row
 from hallmark.stages.graph import Stage
 from hallmark.stages.plan import plan
@@ -42,8 +43,8 @@ def left(stage: Stage) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found() -> list[Row]:
-    extract = ["+attack@attacks.extract=extract", "attacks.extract.strengths=[64]"]
-    return rows(plan(compose([*TINY, *extract]), lambda name: name), left)
+    added = ["+attack@attacks.extract=extract", "attacks.extract.strengths=[64]", "+attack@attacks.overwrite=overwrite"]
+    return rows(plan(compose([*TINY, *added]), lambda name: name), left)
 
 
 def test_a_theft_says_what_it_asked_and_weights_ask_nothing(found: list[Row]) -> None:
@@ -51,7 +52,23 @@ def test_a_theft_says_what_it_asked_and_weights_ask_nothing(found: list[Row]) ->
     assert {(row.attack, row.suspect, row.scheme, row.value) for row in asked} == {
         ("extract", "marked", "wpe", 64), ("extract", "attacked_innocent", "none", 64)
     }  # fmt: skip
-    assert {row.attack for row in found if row.metric == "seconds"} == {"none", "extract", "finetune", "prune"}
+    assert {row.attack for row in found if row.metric == "seconds"} == {
+        *("none", "extract", "finetune", "prune", "overwrite")
+    }
+
+
+def test_what_attackers_know_is_said_once_for_each(found: list[Row]) -> None:
+    rows = [row for row in found if row.metric.startswith("knows_")]
+    known = {(row.attack, row.metric): row.value for row in rows}
+    assert len(known) == len(rows)
+    naive = [(attack, f"knows_{what}") for attack in ("extract", "finetune", "prune") for what in KNOWLEDGE]
+    assert {place: known.pop(place) for place in naive} == dict.fromkeys(naive, 0.0)
+    assert known == {
+        ("overwrite", "knows_scheme"): 1.0, ("overwrite", "knows_layer"): 0.0, ("overwrite", "knows_data"): 0.0
+    }  # fmt: skip
+    # of the attack at any strength, and about no suspect
+    assert {(row.suspect, row.strength, row.scheme) for row in rows} == {("", 0.0, "wpe")}
+    assert all(row.unit for row in rows)
 
 
 def test_evidence_is_a_share_or_a_mean_difference(found: list[Row]) -> None:

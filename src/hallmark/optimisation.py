@@ -10,7 +10,9 @@ from torch import nn
 from hallmark.errors import ConfigError, allowed
 
 OPTIMISERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "steps")
+SCHEDULES = ("cosine", "steps", "exponential")
+EXPONENTIAL_END = 0.9**60
+"""Share of the peak at the end of an exponential schedule: REFIT's 0.9 an epoch after its 60 epochs."""
 
 
 def require_batch(batch: int, what: str) -> None:
@@ -31,8 +33,9 @@ class Training:
         optimiser: ``adamw``, or ``sgd`` with Nesterov momentum 0.9.
         lr: Peak learning rate.
         weight_decay: Decoupled for ``adamw``; an L2 penalty for ``sgd``.
-        schedule: ``cosine`` to zero, or ``steps``: a fifth after 30, 60 and 80 % of the steps, which is Zagoruyko and
-            Komodakis's schedule (2016, §3) at any length.
+        schedule: ``cosine`` to zero; ``steps``: a fifth after 30, 60 and 80 % of the steps, which is Zagoruyko and
+            Komodakis's schedule (2016, §3) at any length; or ``exponential`` down to :data:`EXPONENTIAL_END`, which is
+            that of Chen et al. (2021) at any length.
     """
 
     optimiser: str = "adamw"
@@ -65,6 +68,8 @@ class Training:
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.schedule == "cosine":
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        elif self.schedule == "exponential":
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, EXPONENTIAL_END ** (1 / max(1, steps)))
         else:
             turns = sorted({max(1, round(share * steps)) for share in (0.3, 0.6, 0.8)})
             schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, turns, gamma=0.2)

@@ -1,5 +1,7 @@
 """Fitting image-to-image networks to pairs, shared by hosts, the owner's own surrogate and surrogate attacks."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,10 +12,11 @@ from hallmark.core.scheme import Images, Trainer
 from hallmark.data.geometry import move
 from hallmark.data.pairs import PairLaw, cut, degrade
 from hallmark.data.resident import Batch, ResidentBatches
-from hallmark.models.image_to_image import Architecture, Discriminator, ImageToImage, fresh
+from hallmark.models.image_to_image import Architecture, Barriered, Discriminator, ImageToImage, fresh
 from hallmark.models.perceptual import Perceptual
 from hallmark.restoration_settings import Fit
 
+Trained = TypeVar("Trained", ImageToImage, Barriered)
 CONTENT = 100.0
 """Weight of the content loss beside a discriminator's, on images in [-1, 1], as in the released surrogate code."""
 
@@ -30,7 +33,7 @@ class PairTraining(Alternating):
     """
 
     def __init__(
-        self, model: ImageToImage, fit: Fit, *, law: PairLaw | None, teacher: nn.Module | None, seed: int
+        self, model: ImageToImage | Barriered, fit: Fit, *, law: PairLaw | None, teacher: nn.Module | None, seed: int
     ) -> None:
         super().__init__(fit.lr)
         self.model = model
@@ -41,8 +44,7 @@ class PairTraining(Alternating):
         self.perceptual = Perceptual(fit.perceptual) if fit.loss.startswith("perceptual") else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "discriminator"))
-            width = model.architecture.width
-            self.discriminator = Discriminator(width) if fit.adversarial else None
+            self.discriminator = Discriminator(model.architecture.width) if fit.adversarial else None
 
     def players(self) -> list[list[nn.Module]]:
         """The network, and a discriminator where the loss has one."""
@@ -88,7 +90,7 @@ class PairTraining(Alternating):
 
 
 def train_on_pairs(
-    model: ImageToImage,
+    model: Trained,
     images: Tensor,
     fit: Fit,
     *,
@@ -97,11 +99,11 @@ def train_on_pairs(
     teacher: nn.Module | None = None,
     trainer: Trainer,
     seed: int,
-) -> ImageToImage:
+) -> Trained:
     """Train a network in place and return it in evaluation mode.
 
     Args:
-        model: The network.
+        model: The network; one behind a barrier takes a loss without a discriminator.
         images: uint8 ``(N, 3, H, W)``: inputs where ``targets`` are given, else clean images.
         fit: Loss and schedule.
         targets: uint8 ``(N, 3, H, W)``, fixed beforehand.

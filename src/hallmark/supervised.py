@@ -16,6 +16,11 @@ from hallmark.optimisation import Training
 
 LIGHT = ViewRecipe(scale=(0.6, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0)
 """Random crops only: right for digits and traffic signs too, which must not be mirrored or recoloured."""
+Change = Callable[[Tensor, Tensor, int], Tensor]
+"""From images ``(B, 3, H, W)`` in [0, 1], labels ``(B,)`` and the number of the step to the images that are learnt
+from; outside autocast.  What it draws depends on the step alone, so that a resumed run goes on as it would have."""
+Penalty = Callable[[float], Tensor]
+"""From the learning rate to a number that is added to the loss."""
 
 
 class Supervised(pl.LightningModule):
@@ -29,6 +34,8 @@ class Supervised(pl.LightningModule):
         seed: Seeds the augmentation.
         after_step: Called after every optimiser step, e.g. to keep pruned weights at zero.
         frozen: Modules kept in evaluation mode, so that their BatchNorm statistics stay.
+        change: What becomes of a batch's augmented images; see :data:`Change`.
+        penalty: Added to the loss, given the learning rate of the step.
     """
 
     def __init__(
@@ -41,6 +48,8 @@ class Supervised(pl.LightningModule):
         seed: int,
         after_step: Callable[[], None] | None = None,
         frozen: Iterable[nn.Module] = (),
+        change: Change | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -51,6 +60,8 @@ class Supervised(pl.LightningModule):
         self.seed = seed
         self.after_step = after_step
         self.frozen = list(frozen)
+        self.change = change
+        self.penalty = penalty
 
     def on_train_epoch_start(self) -> None:
         """Training mode for all but the frozen parts; models come in evaluation mode, and Lightning leaves them so."""
@@ -63,12 +74,15 @@ class Supervised(pl.LightningModule):
         with torch.no_grad():
             size = (batch.images.shape[2], batch.images.shape[3])
             drawn = draw(self.view, batch.total, size, generator=generator(self.seed, "crop", batch.step))
-            return apply(batch.images, drawn[batch.start : batch.start + len(batch.images)]), batch.labels
+            views = apply(batch.images, drawn[batch.start : batch.start + len(batch.images)])
+        return views if self.change is None else self.change(views, batch.labels, batch.step), batch.labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of one batch."""
         images, labels = batch
         loss = F.cross_entropy(self.classifier(images).float(), labels)
+        if self.penalty is not None:
+            loss = loss + self.penalty(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -95,6 +109,8 @@ def train_classifier(
     view: ViewRecipe = LIGHT,
     after_step: Callable[[], None] | None = None,
     frozen: Iterable[nn.Module] = (),
+    change: Change | None = None,
+    penalty: Penalty | None = None,
 ) -> nn.Module:
     """Train a classifier in place and return it in evaluation mode.
 
@@ -110,6 +126,8 @@ def train_classifier(
         view: Augmentation.
         after_step: Called after every optimiser step.
         frozen: Modules kept in evaluation mode.
+        change: What becomes of a batch's augmented images.
+        penalty: Added to the loss, given the learning rate.
     """
     module = Supervised(
         classifier,
@@ -119,6 +137,8 @@ def train_classifier(
         seed=derive_seed(seed, "supervised"),
         after_step=after_step,
         frozen=frozen,
+        change=change,
+        penalty=penalty,
     )
     batches = ResidentBatches(data.images, labels=data.labels, batch=min(batch, len(data)), seed=seed)
     trainer.fit(module, batches, epochs=epochs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hallmark.attacks.detect import excess
+from hallmark.attacks.triggers import smallest_trigger
 from hallmark.core import Detector, HostKind, Suspect
 from hallmark.core import generator as generator_for
 from hallmark.errors import ConfigError, DataError
@@ -29,9 +30,8 @@ _SEED = 0
 class TriggerInversion(Detector):
     """The smallest trigger under which features of all images point the same way (DECREE).
 
-    A mask m ``(H, W)`` in (0, 1) and a pattern p ``(3, H, W)`` are sought for which the images ``(1 − m) x + m p`` have
-    a mean pairwise cosine of at least ``similarity``, and the mean of m is small; its weight grows while the cosine
-    suffices and shrinks while it does not.  Of the attacker's own networks it learns nothing.
+    A trigger is sought for which stamped images have a mean pairwise cosine of at least ``similarity``, and whose mask
+    is small; see :func:`hallmark.attacks.triggers.smallest_trigger`.  Of the attacker's own networks it learns nothing.
 
     Args:
         similarity: Mean pairwise cosine that counts as gathered.
@@ -80,22 +80,14 @@ class TriggerInversion(Detector):
 
     def invert(self, encoder: Answering, images: Tensor, start: int) -> float:
         """Mean of the smallest mask found that gathers images ``(B, 3, H, W)`` in [0, 1]; 1 if none does."""
+
+        def gathers(stamped: Tensor) -> tuple[Tensor, bool]:
+            cosine = mean_cosine(encoder(stamped).float())
+            return cosine, cosine.item() >= self.similarity
+
         rng = generator_for(_SEED, "trigger", start)
-        shape = images.shape[1:]
-        pattern = torch.randn(shape, generator=rng).to(images).requires_grad_(True)
-        mask = torch.randn(shape[1:], generator=rng).to(images).requires_grad_(True)
-        optimiser = torch.optim.Adam([pattern, mask], lr=self.lr, betas=(0.5, 0.9))
-        least, weight = 1.0, 0.1
-        for _ in range(self.steps):
-            shown = mask.sigmoid()
-            cosine = mean_cosine(encoder((1 - shown) * images + shown * pattern.sigmoid()).float())
-            gathered = cosine.item() >= self.similarity
-            if gathered:
-                least = min(least, shown.mean().item())
-            weight = min(max(weight * (1.1 if gathered else 1 / 1.1), 1e-3), 1e3)
-            pattern.grad, mask.grad = torch.autograd.grad(weight * shown.mean() - cosine, [pattern, mask])
-            optimiser.step()
-        return least
+        found = smallest_trigger(gathers, images, steps=self.steps, lr=self.lr, generator=rng)
+        return 1.0 if found is None else found.size
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Invert(Attack):
     name: ClassVar[str] = "invert"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.CLASSIFIER})
     access: ClassVar[Access] = Access.WEIGHTS
+    knows: ClassVar[frozenset[str]] = frozenset({"scheme"})
+    """That there is a lock, and what kind of patch opens it."""
 
     def __post_init__(self) -> None:
         if self.corner not in CORNERS:

@@ -1,9 +1,10 @@
 """What attackers with labelled images share: a classifier around whatever they stole."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hallmark.core.access import HostKind
 from hallmark.core.scheme import Images, Trainer
@@ -15,6 +16,7 @@ from hallmark.tasks.probe import Probe
 
 LABELLED_HOSTS = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
 """Kinds of host that labelled images can train."""
+_BLOCK = 512
 
 
 def with_head(
@@ -42,6 +44,22 @@ def with_head(
         classifier = Probe().transfer(model, data, trainer=trainer, generator=generator)
         return classifier, model.last_stage()
     raise ConfigError(f"cannot train a {type(model).__name__} on labels; allowed: Encoder, Classifier")
+
+
+def label_rest(classifier: nn.Module, data: Images, known: Tensor) -> Images:
+    """The same images with the labels of some, and a classifier's answers for labels of the others.
+
+    Args:
+        classifier: Maps images in [0, 1] to logits, in evaluation mode.
+        data: The attacker's images.
+        known: Places ``(K,)`` of those whose labels it has.
+    """
+    device = next(classifier.parameters()).device
+    with torch.no_grad():
+        blocks = torch.split(data.images, _BLOCK)
+        labels = torch.cat([classifier(block.to(device).float() / 255).argmax(1).cpu() for block in blocks])
+    labels[known] = data.labels[known]
+    return replace(data, labels=labels)  # type: ignore[type-var]  # a data set, which is a dataclass
 
 
 def retrain(

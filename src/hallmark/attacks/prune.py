@@ -1,6 +1,6 @@
 """Pruning of single weights: the smallest, the largest, or any."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -67,6 +67,11 @@ class Prune(Attack):
         return LABELLED_HOSTS if self.retrain_epochs else frozenset(HostKind)
 
     @property
+    def knows(self) -> frozenset[str]:
+        """The layer, where only some are pruned."""
+        return frozenset({"layer"} if self.layers else ())
+
+    @property
     def needs_labels(self) -> bool:
         """Where training follows."""
         return bool(self.retrain_epochs)
@@ -100,7 +105,7 @@ class Prune(Attack):
                 training=Training(lr=self.lr, weight_decay=0.0),
                 trainer=trainer,
                 generator=generator,
-                after_step=lambda: _apply(masks),
+                after_step=lambda: apply_masks(masks),
             )
         return model.eval()
 
@@ -138,7 +143,7 @@ def prune(
         magnitudes = torch.cat([weight.detach().abs().flatten() for weight in group])
         kept = torch.split(_kept(magnitudes, fraction, order, generator), [weight.numel() for weight in group])
         masks += [(weight, mask.view(weight.shape)) for weight, mask in zip(group, kept, strict=True)]
-    _apply(masks)
+    apply_masks(masks)
     return masks
 
 
@@ -156,7 +161,8 @@ def _kept(magnitudes: Tensor, fraction: float, order: str, generator: torch.Gene
     return mask
 
 
-def _apply(masks: list[tuple[Tensor, Tensor]]) -> None:
+def apply_masks(masks: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Zero, in place, the entries of tensors whose masks (1 kept, 0 removed) are zero."""
     with torch.no_grad():
         for weight, mask in masks:
             weight.mul_(mask.to(weight.device))

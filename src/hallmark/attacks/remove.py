@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hallmark.attacks.hearing import heard
+from hallmark.attacks.prune import apply_masks
 from hallmark.attacks.sample import draw_images
 from hallmark.core import Access, Attack, HostKind, Suspect, Trainer
 from hallmark.core.scheme import Images
@@ -15,7 +17,6 @@ from hallmark.models.channels import Group, channelwise
 from hallmark.models.tracing import channel_groups
 
 CRITERIA = ("silent", "bias", "norm")
-_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -95,31 +96,8 @@ def silence(model: nn.Module, groups: list[Group], images: Tensor) -> list[Tenso
         groups: Channels that layers read.
         images: uint8 ``(N, 3, H, W)``.
     """
-    peaks: dict[str, Tensor] = {}
-    handles = []
-    for group in groups:
-        for axis in group.consumers:
-            layer = axis.tensor.removesuffix(".weight")
-
-            def hear(_: nn.Module, args: tuple[Tensor, ...], layer: str = layer) -> None:
-                peak = args[0].float().abs().transpose(0, 1).flatten(1).amax(1).cpu()
-                peaks[layer] = peak if layer not in peaks else peak.maximum(peaks[layer])
-
-            handles.append(model.get_submodule(layer).register_forward_pre_hook(hear))
-    device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            for block in images.split(_BLOCK):
-                model(block.to(device).float() / 255)
-    finally:
-        for handle in handles:
-            handle.remove()
-    scores = []
-    for group in groups:
-        heard = [peaks[a.tensor.removesuffix(".weight")].view(-1, a.repeat).amax(1) for a in group.consumers]
-        largest = torch.stack(heard).amax(0)
-        scores.append(-largest / largest.median().clamp_min(torch.finfo().tiny))
-    return scores
+    peaks = [found.peak for found in heard(model, groups, images)]
+    return [-peak / peak.median().clamp_min(torch.finfo().tiny) for peak in peaks]
 
 
 def outlyingness(values: list[Tensor]) -> Tensor:
@@ -171,11 +149,25 @@ def norms(model: nn.Module, groups: list[Group]) -> list[list[Tensor]]:
 _PROPERTIES: Mapping[str, Callable[[nn.Module, list[Group]], list[list[Tensor]]]] = {"bias": biases, "norm": norms}
 
 
-def remove(model: nn.Module, group: Group, gone: Tensor) -> None:
-    """Zero, in place, what makes and what reads the channels ``gone`` (bool ``(C,)``) of a group."""
-    with torch.no_grad():
-        for axis in (*group.producers, *group.consumers):
-            channelwise(model.get_parameter(axis.tensor), axis)[gone] = 0
+def remove(model: nn.Module, group: Group, gone: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Zero, in place, what makes and what reads some channels of a group.
+
+    Args:
+        model: The network.
+        group: Of its channels.
+        gone: bool ``(C,)``, the channels.
+
+    Returns:
+        Each tensor in question with its mask (1 kept, 0 removed).
+    """
+    masks = []
+    for axis in (*group.producers, *group.consumers):
+        tensor = model.get_parameter(axis.tensor)
+        mask = torch.ones_like(tensor, requires_grad=False)
+        channelwise(mask, axis)[gone] = 0
+        masks.append((tensor, mask))
+    apply_masks(masks)
+    return masks
 
 
 def _gain(norm: nn.Module) -> Tensor:

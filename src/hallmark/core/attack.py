@@ -10,6 +10,10 @@ from hallmark.core.access import Access, HostKind
 from hallmark.core.scheme import Images, Trainer
 from hallmark.core.suspect import Suspect
 
+KNOWLEDGE = ("scheme", "layer", "data")
+"""What an attacker may know beyond what it sees of the victim: the scheme with its settings (never the key), the layer
+that bears the mark, the data that the owner's queries come from."""
+
 
 class Attack(ABC):
     """One way to remove, overwrite or dodge a mark, at one strength.
@@ -32,7 +36,7 @@ class Attack(ABC):
 
     @property
     def knows(self) -> frozenset[str]:
-        """What the attacker knows beyond the victim: any of ``scheme``, ``layer``, ``data``."""
+        """What the attacker knows beyond the victim, of :data:`KNOWLEDGE`; images of its own are no such knowledge."""
         return frozenset()
 
     @property

@@ -32,6 +32,12 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def subset(self, indices: Tensor) -> "Images":
+        """Those at ``indices``, int64 ``(n,)``, in that order."""
+
+    def unlabelled(self) -> "Images":
+        """The same images with every label withheld."""
+
 
 class Trainer(Protocol):
     """How a scheme or an attack trains, without knowing which machine, precision, logger or budget it runs under."""

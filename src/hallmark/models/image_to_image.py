@@ -149,10 +149,14 @@ class Barriered(nn.Module):
         """Plain JSON to rebuild the architecture."""
         return {"host": self.host.spec, "barrier": asdict(self.barrier.architecture), "mark": list(self.mark.shape)}
 
+    def unclamped(self, images: Tensor) -> Tensor:
+        """The marked output before it is cut to [0, 1]: what a loss compares."""
+        marked: Tensor = self.barrier(self.host(images), self.mark[None])
+        return marked
+
     def forward(self, images: Tensor) -> Tensor:
         """Marked output images ``(B, 3, H, W)`` in [0, 1]."""
-        marked: Tensor = self.barrier(self.host(images), self.mark[None])
-        return marked.clamp(0, 1)
+        return self.unclamped(images).clamp(0, 1)
 
 
 def from_spec(spec: dict[str, Any]) -> ImageToImage | Barriered:

@@ -54,6 +54,7 @@ METRICS = (
     *("nc", "nc_blank", "nc_centred", "nc_centred_input", "nc_centred_clean"),
     *("seconds", "images_per_s", "peak_mib"),
     "not_applicable",
+    *("knows_scheme", "knows_layer", "knows_data"),
 )
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "pretrain": ("", *PRETRAINS),

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hallmark import stats
-from hallmark.core import Access
+from hallmark.components import instantiate
+from hallmark.core import Access, Attack
+from hallmark.core.attack import KNOWLEDGE
 from hallmark.report.rows import Row
 from hallmark.stages.experiment import Detection, Experiment, Mark, Subject, Surveyed
 from hallmark.stages.graph import Stage
+from hallmark.stages.manifest import canonical
 
 Result = Callable[[Stage], Mapping[str, Any]]
 """What a finished stage left in its result file."""
@@ -34,6 +37,7 @@ def rows(experiment: Experiment, result: Result) -> list[Row]:
     found = [Row(metric=m, value=config[m], scheme=experiment.scheme, **shared) for m in _DECLARED]
     for subject in experiment.subjects:
         found += _of_subject(subject, result, shared)
+    found += _of_attackers(experiment, shared)
     for detection in experiment.detections:
         found += _of_detection(detection, config["fpr_alpha"], result, shared)
     for survey in experiment.surveys:
@@ -106,6 +110,26 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
             first = judgement["null_p"][0]  # one key fixed beforehand; the rate over all of them is in the fpr rows
             yield Row(**wrong, metric="p_value", value=first)
             yield Row(**wrong, metric="p_min", value=judgement["p_min"])
+
+
+def _of_attackers(experiment: Experiment, shared: Mapping[str, Any]) -> Iterator[Row]:
+    """What each attacker knows beyond the victim, 1 or 0, as ``knows_scheme`` and so on.
+
+    The rows are about the attack at any strength, which is 0 in them, and about no suspect.
+    """
+    listed = {
+        (subject.attack, subject.unit, canonical(subject.stage.config["attack"])): subject.stage.config["attack"]
+        for subject in experiment.subjects
+        if subject.attack != "none"
+    }
+    made: dict[tuple[str, str], frozenset[str]] = {}
+    for (name, unit, _), settings in listed.items():
+        attack: Attack = instantiate(settings, "attack", Attack)
+        made[name, unit] = made.get((name, unit), frozenset()) | attack.knows
+    for (name, unit), knows in made.items():
+        for what in KNOWLEDGE:
+            metric, value = f"knows_{what}", float(what in knows)
+            yield Row(**shared, scheme=experiment.scheme, attack=name, unit=unit, metric=metric, value=value)
 
 
 def _of_detection(detection: Detection, level: float, result: Result, shared: Mapping[str, Any]) -> Iterator[Row]:
