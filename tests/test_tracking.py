@@ -7,8 +7,10 @@ from hallmark import tracking
 from hallmark.cli import run
 from hallmark.composition import compose
 from hallmark.report.console import verdict_table
-from hallmark.report.rows import Row
+from hallmark.report.matrix import section
+from hallmark.report.rows import Row, merge, read
 from smoke import TINY
+from synthetic_matrix import matrix_rows
 
 
 class FakeRun:
@@ -39,31 +41,52 @@ def test_wandb_offline_logs_curves_by_stage_key_and_the_rows_as_a_table(tmp_path
     assert len(wandb_runs) == len(trained) + 1, "and one for the experiment"
 
 
-def test_publish_sends_rows_and_closes_its_run_even_on_failure(monkeypatch):
+def test_wandb_offline_gets_the_reports_tables_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    rows = list(matrix_rows())
+    merge(tmp_path / "results" / "runs.csv", rows)
+    (tmp_path / "runs").mkdir()
+    logger = {"project": "p", "entity": None, "folder": str(tmp_path / "runs")}
+    config = {"name": "matrix/encoders", "paper": "matrix", "seed": 0, "scale": {"name": "cpu"}, "logger": logger}
+    tracking.publish(config, rows, tmp_path / "results")
+    (media,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/files/media")
+    tables = {path.name.partition("_cpu_")[2]: path for path in media.glob("table/tables/*.table.json")}
+    (matrix,) = (json.loads(path.read_text()) for name, path in tables.items() if name.startswith("encoders"))
+    found = read(tmp_path / "results" / "runs.csv")
+    expected = section.shown(found, "matrix_cpu", "cpu").tables[0]
+    assert (matrix["columns"], matrix["data"]) == (expected.heads, expected.texts())
+    names = " ".join(path.name for path in media.glob("images/figures/*.png"))
+    assert "matrix_cpu_encoders_heatmap" in names
+    assert "matrix_cpu_encoders_pareto" in names
+
+
+def test_publish_sends_rows_and_closes_its_run_even_on_failure(tmp_path, monkeypatch):
     fake = FakeRun()
     arguments = {}
     monkeypatch.setattr(tracking.wandb, "init", lambda **given: arguments.update(given) or fake)
     config = {
         "name": "demo",
+        "paper": "wpe",
         "seed": 0,
         "scale": {"name": "smoke"},
         "store": "/somewhere",
         "logger": {"project": "p", "entity": None, "folder": "runs"},
     }
     rows = [Row(experiment="demo", paper="wpe", scheme="wpe", scale="smoke", metric="alpha", value=0.001)]
-    tracking.publish(config, rows, [])
+    tracking.publish(config, rows, tmp_path)
     assert fake.logged["rows"].data[0][1] == "demo"
     assert fake.finished
     identity = arguments["id"]
-    tracking.publish(config | {"store": "/elsewhere"}, rows, [])
+    tracking.publish(config | {"store": "/elsewhere"}, rows, tmp_path)
     assert arguments["id"] == identity, "where things lie does not name a run"
-    tracking.publish(config | {"seed": 1}, rows, [])
+    tracking.publish(config | {"seed": 1}, rows, tmp_path)
     assert arguments["id"] != identity
 
     fake.finished = False
     monkeypatch.setattr(fake, "log", lambda content: (_ for _ in ()).throw(RuntimeError("network")))
     with pytest.raises(RuntimeError, match="network"):
-        tracking.publish(config, rows, [])
+        tracking.publish(config, rows, tmp_path)
     assert fake.finished
 
 

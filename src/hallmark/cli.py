@@ -124,7 +124,7 @@ def _carry_out(experiment: "Experiment", lines: Sequence["Line"], store: "Store"
         if config["logger"]["kind"] == "wandb":
             from hallmark.tracking import publish
 
-            publish(config, found, sorted((results / "figures").glob("*.png")))
+            publish(config, found, results)
     print(f"{len(found)} rows in {results / 'runs.csv'}, {changed} of them new or changed; hallmark-report shows them")
 
 

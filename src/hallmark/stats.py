@@ -168,7 +168,16 @@ def clustered(counts: Sequence[int], sizes: Sequence[int], confidence: float = 0
         tail = (1 + confidence) / 2
         few = (scipy_stats.t.ppf(tail, n - 1) / scipy_stats.t.ppf(tail, groups - 1)) ** 2
         effective = min(float(n), few * rate * (1 - rate) / variance) if variance else float(n)
-    hits, misses, outside = rate * effective, (1 - rate) * effective, (1 - confidence) / 2
+    return at_worth(count, n, effective, confidence)
+
+
+def at_worth(count: int, n: int, effective: float, confidence: float = 0.95) -> Proportion:
+    """A rate with Clopper and Pearson's interval as if its trials were worth ``effective`` independent ones.
+
+    The interval of Korn and Graubard (1998): the quantiles of the beta laws take counts that are not whole.
+    """
+    rate, outside = count / n, (1 - confidence) / 2
+    hits, misses = rate * effective, (1 - rate) * effective
     low = float(scipy_stats.beta.ppf(outside, hits, misses + 1)) if count else 0.0
     high = float(scipy_stats.beta.isf(outside, hits + 1, misses)) if count < n else 1.0
     return Proportion(count, n, low, high)

@@ -1,26 +1,38 @@
 """The mirror of an experiment on wandb; the rows on disk are the record."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import wandb
+from PIL import Image
 
+from hallmark.report import reading
+from hallmark.report.build import present
 from hallmark.report.rows import Row
 from hallmark.stages.manifest import digest
 
 
-def publish(config: Mapping[str, Any], rows: Sequence[Row], pictures: Sequence[Path]) -> None:
-    """Send an experiment's configuration, rows and figures as one wandb run; ``WANDB_MODE=offline`` works.
+def publish(config: Mapping[str, Any], rows: Sequence[Row], results: Path) -> None:
+    """Send an experiment's configuration and rows as one wandb run, with the tables and figures of its paper.
+
+    Tables and figures are those that the report shows of the paper at the experiment's scale, under the names that they
+    have in the results folder.  ``WANDB_MODE=offline`` works.
 
     Args:
         config: The resolved configuration; its digest is the run's id, so that a repeated command updates its run.
         rows: Every row of the experiment.
-        pictures: PNG files to show.
+        results: Folder of ``runs.csv``, where the rows are already.
+
+    Raises:
+        DataError: A file of the results is damaged.
     """
     logger = config["logger"]
     semantic = {name: value for name, value in config.items() if name not in _PLACES}
+    runs = reading.runs(results)
+    shown = present(runs, reading.points(results, runs), config["paper"], config["scale"]["name"])
     run = wandb.init(
         project=logger["project"],
         entity=logger["entity"],
@@ -35,7 +47,10 @@ def publish(config: Mapping[str, Any], rows: Sequence[Row], pictures: Sequence[P
     try:
         columns = [field.name for field in fields(Row)]
         run.log({"rows": wandb.Table(columns=columns, data=[list(row.as_dict().values()) for row in rows])})
-        run.log({path.stem: wandb.Image(str(path)) for path in pictures})
+        run.log({f"tables/{t.name}": wandb.Table(columns=t.heads, data=t.texts()) for t in shown.tables})
+        for picture in shown.pictures:
+            drawn = wandb.Image(Image.open(io.BytesIO(picture.png)), caption=f"{picture.title}. {picture.caption}")
+            run.log({f"figures/{picture.name}": drawn})
     finally:
         run.finish()
 

@@ -22,6 +22,8 @@ LEAST_ACCESS = ("labels", "images", "logits", "features", "weights", "weights_al
 VERDICT = ("p_value", "p_min", "detected", "wsr", "ber", "embed_loss", "foreign_flip")
 EVIDENCE = ("wsr", "ber", "statistic")
 """What verdicts are made of: shares of flipped answers or wrong bits, and mean differences of paired scores."""
+COSTS = ("seconds", "queries", "attacker_images")
+"""What an attack takes: wall time, answers of the victim, images of the attacker's."""
 TOLERANCE = 0.05
 """The loss of accuracy up to which an attacked model is still worth having, where an experiment declares none."""
 OUTCOMES = ("kept", "removed", "ruined", "absent", "unknown")
@@ -120,7 +122,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.merge(trials, on=keys, how="left").merge(_runs(rows, keys), on=keys, how="left")
 
 
-def attacks(rows: pd.DataFrame) -> pd.DataFrame:
+def attacks(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.DataFrame:
     """What every attack did to every marked model.
 
     A mark counts as removed only if it was detected before, is not detected any more, **and** the attacked model lost
@@ -128,10 +130,15 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
 
     A verdict on the encoder itself goes with the mean accuracy of the downstream models that were built on it.
 
+    Args:
+        rows: Result rows.
+        utilities: The metrics, fractions, that say what a model is worth; of each model the first that was measured.
+
     Returns:
         One line per attacked model, access and seed: :data:`MODEL`, ``seed``, :data:`ATTACK`, ``access``; the verdict
-        before (``…_before``) and after; ``accuracy``, ``accuracy_before`` and ``loss`` (before − after, fractions);
-        ``seconds`` of the attack and ``queries`` that it asked; ``tolerance``; ``outcome``, one of :data:`OUTCOMES`.
+        before (``…_before``) and after; ``accuracy``, or the utility in its place, ``accuracy_before`` and ``loss``
+        (before − after, fractions); what the attack took, :data:`COSTS`; ``tolerance``; ``outcome``, one of
+        :data:`OUTCOMES`.
     """
     marked = rows[rows["suspect"] == "marked"]
     model = [*MODEL, "seed"]
@@ -139,8 +146,8 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     before = verdict[verdict["attack"] == "none"].drop(columns=[*ATTACK, "p_min"])
     before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", *EVIDENCE)})
     frame = verdict[verdict["attack"] != "none"].merge(before, on=[*model, "access"], how="left")
-    frame = frame.merge(_losses(marked), on=[*model, *ATTACK], how="left")
-    costs = {metric: _cost(frame, marked, metric) for metric in ("seconds", "queries")}
+    frame = frame.merge(_losses(marked, utilities), on=[*model, *ATTACK], how="left")
+    costs = {metric: _cost(frame, marked, metric) for metric in COSTS}
     frame = frame.assign(**costs, tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
     frame["outcome"] = [
         _outcome(*line)
@@ -151,14 +158,18 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values([*model, *ATTACK, "access"], ignore_index=True)
 
 
-def removals(rows: pd.DataFrame) -> pd.DataFrame:
+def removals(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.DataFrame:
     """The outcome of every verified attack as rows of a metric ``removed``, for claims to select from.
+
+    Args:
+        rows: Result rows.
+        utilities: As :func:`attacks` takes them.
 
     Returns:
         Rows with the columns of ``rows``; ``value`` is 1 for removed, 0 for kept or ruined, NaN where the mark was
         absent before or the model's worth is unknown.
     """
-    frame = attacks(rows)
+    frame = attacks(rows, utilities)
     frame = frame[frame["detected"].notna()]
     value = frame["outcome"].map({"kept": 0.0, "ruined": 0.0, "removed": 1.0}).astype("float64")
     paper = rows["paper"].iloc[0] if len(rows) else ""
@@ -196,10 +207,17 @@ def _first(rows: pd.DataFrame, metric: str, keys: Sequence[str]) -> pd.DataFrame
     return chosen[[*keys, "value"]].rename(columns={"value": metric})
 
 
-def _losses(marked: pd.DataFrame) -> pd.DataFrame:
+def worth(rows: pd.DataFrame, utilities: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """The first of some metrics that was measured at each place, as ``accuracy``; what was judged says no worth."""
+    unjudged = rows[(rows["access"] == "") & (rows["task"] != "")]
+    chosen = [_first(unjudged, metric, keys).rename(columns={metric: "accuracy"}) for metric in utilities]
+    return pd.concat(chosen).drop_duplicates(list(keys))
+
+
+def _losses(marked: pd.DataFrame, utilities: Sequence[str]) -> pd.DataFrame:
     """Accuracy before and after each attack and its loss, per downstream model and, averaged, per encoder."""
     keys = [*MODEL, "seed", *ATTACK]
-    accuracy = _first(marked, "accuracy", keys)
+    accuracy = worth(marked, utilities, keys)
     clean = accuracy[accuracy["attack"] == "none"].drop(columns=list(ATTACK))
     clean = clean.rename(columns={"accuracy": "accuracy_before"})
     own = accuracy[accuracy["attack"] != "none"].merge(clean, on=[*MODEL, "seed"], how="left")

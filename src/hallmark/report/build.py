@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from hallmark.errors import DataError
-from hallmark.report import (
-    against,
-    analysis,
-    contents,
-    features,
-    figures,
-    hidden,
-    page,
-    rows,
-    sheets,
-    speed,
-    summary,
-    surveys,
-    tables,
-)
+from hallmark.report import analysis, latex, page, reading, rows, sheets, speed, tables
+from hallmark.report.against import Numbers
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
-from hallmark.report.responses import responses
-from hallmark.report.survival import extraction
+from hallmark.report.matrix import section as matrix
+from hallmark.report.matrix.removal import UTILITIES
+from hallmark.report.shown import JUDGED, Shown, shown
 
-TABLES = {
-    "glance": contents.headline,
-    "fidelity": contents.fidelity,
-    "verdicts": contents.verdict,
-    "false_positives": contents.false_positives,
-    "responses": responses,
-    "extraction": extraction,
-    "detection": contents.detection,
-    "false_fires": surveys.false_fires,
-    "locked_use": surveys.locked_use,
-    "worn_patches": surveys.worn_patches,
-    "forged_keys": surveys.forged_keys,
-    "hidden_images": hidden.hidden_images,
-    "attacks": contents.attack_summary,
-    "attacked_models": contents.attack_models,
-}
-JUDGED = ("paper", "cpu")
-"""Scales at which claims are judged; smaller ones prove that the code runs, nothing else."""
-UNJUDGED = "Numbers of this scale prove that the code runs, nothing else."
 OWNED = ("tables", "figures")
 """Folders of the results that hold nothing but generated files."""
 
@@ -77,7 +44,7 @@ def build(results: Path, experiments: Path, readme: Path | None) -> dict[Path, b
             stem = results / "tables" / table.name
             files[stem.with_suffix(".md")] = tables.markdown(table.heads, table.texts())
             files[stem.with_suffix(".csv")] = tables.comma_separated(table.frame)
-            files[stem.with_suffix(".tex")] = tables.latex(table)
+            files[stem.with_suffix(".tex")] = latex.tabular(table)
         for picture in section.pictures:
             files[results / "figures" / f"{picture.name}.svg"] = picture.svg
     for picture in page.chosen_picture(found):
@@ -121,13 +88,29 @@ def papers(results: Path, experiments: Path) -> list[page.Paper]:
     Raises:
         DataError: If an input breaks its format.
     """
-    runs = _runs(results / "runs.csv")
-    points = _features(results / "features.csv", runs)
+    runs = reading.runs(results)
+    points = reading.points(results, runs)
     drawn = sheets.load(results)
     expected = [load(path) for path in sorted(experiments.glob("*/expected.yaml"))]
     unexpected = sorted(set(runs["paper"]) - {e.paper for e in expected})
     known = [*expected, *(Expected(paper=p, title=p) for p in unexpected)]
     return [_paper(e, runs, points, [sheet for sheet in drawn if sheet.paper == e.paper]) for e in known]
+
+
+def present(runs: pd.DataFrame, points: pd.DataFrame, paper: str, scale: str, numbers: Sequence[Numbers] = ()) -> Shown:
+    """What the report shows of one paper at one scale.
+
+    Args:
+        runs: Result rows.
+        points: Points of pictures, with ``paper`` beside their columns.
+        paper: Its folder's name.
+        scale: The scale.
+        numbers: What the paper's tables print.
+    """
+    mine, here = (frame[(frame["paper"] == paper) & (frame["scale"] == scale)] for frame in (runs, points))
+    if paper == matrix.PAPER:
+        return matrix.shown(mine, f"{paper}_{scale}", scale)
+    return shown(mine, here, f"{paper}_{scale}", scale, numbers)
 
 
 def _paper(
@@ -140,21 +123,19 @@ def _paper(
         if mine.empty:
             continue
         if scale in JUDGED:
-            derived = pd.concat([mine, analysis.removals(mine)], ignore_index=True)
+            utilities = UTILITIES if expected.paper == matrix.PAPER else ("accuracy",)
+            derived = pd.concat([mine, analysis.removals(mine, utilities)], ignore_index=True)
             findings += [judge(claim, derived, scale) for claim in expected.claims]
-        name = f"{expected.paper}_{scale}"
-        drawn = [make(mine, f"{name}_{kind}") for kind, make in TABLES.items()]
-        if scale in JUDGED:
-            drawn.insert(1, against.table(expected.numbers, mine, f"{name}_against_paper"))
-        here = points[(points["paper"] == expected.paper) & (points["scale"] == scale)]
+        made = present(runs, points, expected.paper, scale, expected.numbers)
         sections.append(
             page.Section(
                 scale=scale,
-                facts=summary.facts(mine) if scale in JUDGED else (UNJUDGED,),
+                facts=made.facts,
                 commands=_commands(expected, mine, scale),
-                tables=tuple(table for table in drawn if len(table.frame)),
-                pictures=tuple(figures.pictures(mine, here, name)),
+                tables=made.tables,
+                pictures=made.pictures,
                 sheets=tuple(sheet for sheet in pictured if sheet.scale == scale),
+                choice=made.choice,
             )
         )
     if not findings:
@@ -172,31 +153,3 @@ def _commands(expected: Expected, mine: pd.DataFrame, scale: str) -> dict[str, s
         )
         commands[str(experiment)] = expected.command.format(experiment=experiment, scale=scale) + flags
     return commands
-
-
-def _runs(path: Path) -> pd.DataFrame:
-    """The result rows; none if nothing was run."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return pd.DataFrame({column: [] for column in rows.COLUMNS})
-    return rows.read(path)
-
-
-def _features(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The points of pictures, with the paper that each belongs to; none if there is no file."""
-    if not path.is_file():
-        return pd.DataFrame({column: [] for column in (*features.COLUMNS, "paper")})
-    with path.open(encoding="utf-8", newline="") as file:
-        header = tuple(next(csv.reader(file), ()))
-    if header not in (features.COLUMNS, features.FIRST):
-        raise DataError(f"{path}: the columns are {','.join(header)}; expected {','.join(features.COLUMNS)}")
-    numbers = {"x": "float64", "y": "float64", "seed": "int64"}
-    try:
-        points = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(header, "str") | numbers)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
-    papers = dict(zip(runs["experiment"], runs["paper"], strict=True))
-    strangers = sorted(set(points["experiment"]) - set(papers))
-    if strangers:
-        raise DataError(f"{path}: experiment {strangers[0]} has no rows in runs.csv; measure it or delete its points")
-    points = points.reindex(columns=list(features.COLUMNS), fill_value="")
-    return points.assign(paper=points["experiment"].map(papers))

@@ -22,7 +22,7 @@ NEUTRALS = {INK: "ink", MUTED: "muted", GRID: "grid", GROUND: "card"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 4.6
-"""Of every figure, in inches."""
+"""Of a figure, in inches, unless it needs more."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -51,6 +51,7 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
+    "hatch.linewidth": 0.6,
     "figure.titlesize": 11,
     "figure.titleweight": "bold",
 }
@@ -64,8 +65,9 @@ class Picture:
         name: Stem of its files.
         title: Its heading.
         caption: How to read it.
-        height: In inches; the width is always :data:`WIDTH`.
+        height: In inches.
         draw: Fills the empty figure.
+        width: In inches; what is wider than :data:`WIDTH` scrolls in a box of its own on the page.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Picture:
     caption: str
     height: float
     draw: Callable[[Figure], None]
+    width: float = WIDTH
 
     @cached_property
     def svg(self) -> bytes:
@@ -89,7 +92,7 @@ class Picture:
         """Draws in a context of its own, so that nobody's matplotlib settings show; no date or version goes in."""
         settings: Any = {**mpl.rcParamsDefault, **STYLE, "svg.hashsalt": self.name}
         with mpl.rc_context(settings):
-            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            figure = Figure(figsize=(self.width, self.height), layout="constrained")
             figure.suptitle(self.title, x=0.02, ha="left")
             self.draw(figure)
             data = io.BytesIO()

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from hallmark.report import analysis
 from hallmark.report.analysis import ATTACK, MODEL, SETTING
-from hallmark.report.tables import NOTHING, Column, Record, Table, mean_sd, ordered, over_seeds, p_text, plain, points
+from hallmark.report.tables import (
+    NOTHING,
+    Column,
+    Record,
+    Table,
+    compact,
+    mean_sd,
+    ordered,
+    over_seeds,
+    p_text,
+    plain,
+    points,
+    share,
+)
 from hallmark.stats import mean_interval
-
-HEADS = {"pretrain": "algorithm", "dataset": "trained on"}
 
 
 def fidelity(rows: pd.DataFrame, name: str) -> Table:
@@ -34,7 +44,7 @@ def fidelity(rows: pd.DataFrame, name: str) -> Table:
         "Mean ± standard deviation over seeds; the difference is marked − original, paired by seed, with Student's "
         "interval of its mean where there is more than one seed."
     )
-    return _table(name, "Fidelity: accuracy with and without the mark", note, frame, keys, columns)
+    return compact(name, "Fidelity: accuracy with and without the mark", note, frame, keys, columns)
 
 
 def verdict(rows: pd.DataFrame, name: str) -> Table:
@@ -60,7 +70,7 @@ def verdict(rows: pd.DataFrame, name: str) -> Table:
         "cannot be found where it lies above alpha. WSR is the share of triggered queries that flip into the modal "
         "answer, BER the share of wrong bits."
     )
-    return _table(name, "Verdicts: who is accused, and how surely", note, frame, keys, columns)
+    return compact(name, "Verdicts: who is accused, and how surely", note, frame, keys, columns)
 
 
 def false_positives(rows: pd.DataFrame, name: str) -> Table:
@@ -74,7 +84,7 @@ def false_positives(rows: pd.DataFrame, name: str) -> Table:
     frame["verdict"] = [_rate_verdict(low, alpha) for low, alpha in zip(frame["ci_low"], frame["alpha"], strict=True)]
     columns = (
         Column("rate / %", "rate", lambda r: plain(100 * r["rate"], ".3g")),
-        Column("accused", "count", lambda r: _share(r["count"], r["n"])),
+        Column("accused", "count", lambda r: share(r["count"], r["n"])),
         Column(
             "interval / %",
             "ci_high",
@@ -88,7 +98,7 @@ def false_positives(rows: pd.DataFrame, name: str) -> Table:
         "ranked, each suspect model counts as one cluster of trials (Korn and Graubard 1998). “above alpha”: the "
         "whole interval lies above the nominal rate."
     )
-    return _table(name, "False positive rate: measured against nominal", note, frame, keys, columns)
+    return compact(name, "False positive rate: measured against nominal", note, frame, keys, columns)
 
 
 def detection(rows: pd.DataFrame, name: str) -> Table:
@@ -105,14 +115,14 @@ def detection(rows: pd.DataFrame, name: str) -> Table:
         Column("AUC", "auc_value", lambda r: plain(r["auc_value"], ".3f")),
         Column("interval", "auc_ci_low", lambda r: f"{r['auc_ci_low']:.2f} … {r['auc_ci_high']:.2f}"),
         Column("networks", "auc_n"),
-        Column("found", "tpr_count", lambda r: _share(r["tpr_count"], r["tpr_n"])),
+        Column("found", "tpr_count", lambda r: share(r["tpr_count"], r["tpr_n"])),
         Column("accused at most / %", "fpr_alpha", lambda r: plain(100 * r["fpr_alpha"])),
     )
     note = (
         "AUC: the probability that a marked network scores higher than an unmarked one, with Newcombe's interval; 0.5 "
         "is guessing. Found: marked networks at the lowest threshold that accuses no more of the unmarked."
     )
-    return _table(name, "Detection: does the mark show without the key?", note, frame, keys, columns)
+    return compact(name, "Detection: does the mark show without the key?", note, frame, keys, columns)
 
 
 def attack_summary(rows: pd.DataFrame, name: str) -> Table:
@@ -146,28 +156,15 @@ def headline(rows: pd.DataFrame, name: str) -> Table:
         Column("accuracy, marked / %", "left_mean", lambda r: mean_sd(r, "left")),
         Column("cost / points", "difference_mean", lambda r: mean_sd(r, "difference")),
         Column("p-value", "p_highest", _p_range),
-        Column("mark found", "detected", lambda r: _share(r["detected"], r["judged"])),
-        Column("others accused", "accused", lambda r: _share(r["accused"], r["controls"])),
+        Column("mark found", "detected", lambda r: share(r["detected"], r["judged"])),
+        Column("others accused", "accused", lambda r: share(r["accused"], r["controls"])),
     )
     note = (
         f"Verified by {access or 'nothing yet'} alone. Mean ± standard deviation over downstream sets and seeds; the "
         "cost is marked − original; others are the unmarked original, innocent models, wrong keys and attacked "
         "innocents."
     )
-    return _table(name, "At a glance", note, ordered(frame, keys), keys, columns)
-
-
-def _table(
-    name: str, title: str, note: str, frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[Column]
-) -> Table:
-    """Keys that never vary go from the columns into the note; columns without any number are left out."""
-    constant = {key: frame[key].iloc[0] for key in keys if len(frame) and frame[key].nunique(dropna=False) == 1}
-    varying = [Column(HEADS.get(key, key), key) for key in keys if key not in constant]
-    shown = [column for column in columns if frame[column.key].notna().any()]
-    same = [f"{HEADS.get(k, k)} {v}" for k, v in constant.items() if v not in ("", "none", 0) and k != "scale"]
-    if same:
-        note = f"{note.rstrip()} In all lines: {', '.join(map(str, same))}."
-    return Table(name, title, note, frame, (*varying, *shown))
+    return compact(name, "At a glance", note, ordered(frame, keys), keys, columns)
 
 
 def _verdict_numbers(seen: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -207,7 +204,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
         Column("BER / %", "ber_mean", lambda r: mean_sd(r, "ber")),
         Column("p-value", "p_median", lambda r: p_text(r["p_median"])),
         Column("detected", "detected", _yes_no),
-        Column("mark", "removed", _outcomes),
+        Column("mark", "removed", outcomes),
         Column("queries", "queries_mean", lambda r: plain(r["queries_mean"], "g")),
         Column("attack / s", "seconds_mean", lambda r: plain(r["seconds_mean"], ".3g")),
         Column("models", "models"),
@@ -217,7 +214,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
         f"Removed: the verdict flipped and the model lost at most {limits or plain(100 * analysis.TOLERANCE)} points; "
         "ruined: it flipped, but the model lost more; absent: it was not detected before the attack."
     )
-    return _table(name, title, note, frame, keys, columns)
+    return compact(name, title, note, frame, keys, columns)
 
 
 def _difference_intervals(pairs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -239,14 +236,10 @@ def _rate_verdict(low: float, alpha: float) -> str:
     return "above alpha" if low > alpha else "consistent"
 
 
-def _share(count: Any, total: Any) -> str:
-    return NOTHING if pd.isna(total) or total == 0 else f"{int(count)}/{int(total)}"
-
-
 def _yes_no(record: Record) -> str:
     if record["judged"] == 1:
         return "yes" if record["detected"] else "no"
-    return _share(record["detected"], record["judged"])
+    return share(record["detected"], record["judged"])
 
 
 def _p_range(record: Record) -> str:
@@ -255,10 +248,11 @@ def _p_range(record: Record) -> str:
 
 
 def _wsr(record: Record) -> str:
-    share = _share(record["wsr_count"], record["wsr_trials"])
-    return mean_sd(record, "wsr") + (f" ({share})" if share != NOTHING else "")
+    flips = share(record["wsr_count"], record["wsr_trials"])
+    return mean_sd(record, "wsr") + (f" ({flips})" if flips != NOTHING else "")
 
 
-def _outcomes(record: Record) -> str:
+def outcomes(record: Record) -> str:
+    """What became of the marks of one line: one of :data:`analysis.OUTCOMES`, or how many of each."""
     found = [(name, int(record[name])) for name in analysis.OUTCOMES if record[name]]
     return found[0][0] if sum(n for _, n in found) == 1 else ", ".join(f"{n} {name}" for name, n in found)

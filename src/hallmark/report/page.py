@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hallmark.errors import DataError
-from hallmark.report.canvas import NEUTRALS, Picture
+from hallmark.report.canvas import NEUTRALS, WIDTH, Picture
 from hallmark.report.claims import STATES, Finding
 from hallmark.report.expected import Expected
 from hallmark.report.sheets import Sheet
@@ -33,6 +33,7 @@ class Section:
         tables: The tables, the glance first.
         pictures: The figures.
         sheets: Pictures that stages drew.
+        choice: Which scheme to choose when, as Markdown; empty where the rows do not tell.
     """
 
     scale: str
@@ -41,6 +42,7 @@ class Section:
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
     sheets: tuple[Sheet, ...] = ()
+    choice: str = ""
 
     def command(self, table: Table) -> str:
         """What reproduces a table."""
@@ -85,7 +87,7 @@ def blocks(papers: Sequence[Paper], folder: str) -> dict[str, str]:
 
     Returns:
         ``papers``: the state of every paper; ``figure``: the picture that shows most; and for each paper, under its
-        name, its glance at the largest scale.
+        name, its glance at the largest scale; ``matrix``: which scheme to choose when, nothing before the rows tell.
     """
     found = {"papers": overview(papers), "figure": f"*{EMPTY}*\n"}
     for paper in papers:
@@ -95,6 +97,7 @@ def blocks(papers: Sequence[Paper], folder: str) -> dict[str, str]:
             if table is not None:
                 note = f"\n{table.note} Scale: {section.scale}.\n"
                 found[paper.name] = markdown(table.heads, table.texts()) + note
+    found["matrix"] = next((section.choice for p in papers for section in p.sections if section.choice), "")
     for picture in chosen_picture(papers):
         found["figure"] = f"![{picture.title}]({folder}/figures/{picture.name}.png)\n\n{picture.caption}\n"
     return found
@@ -174,5 +177,5 @@ def _render(template: str, papers: Sequence[Paper], *, autoescape: bool) -> str:
     )
     tools = (claims_table, inline_svg, markdown, overview)
     environment.globals |= {tool.__name__: tool for tool in tools}
-    environment.globals |= {"empty": EMPTY, "longest": LONGEST, "signs": SIGNS, "states": STATES}
+    environment.globals |= {"empty": EMPTY, "longest": LONGEST, "signs": SIGNS, "states": STATES, "usual": WIDTH}
     return environment.get_template(template).render(papers=papers)

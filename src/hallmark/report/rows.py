@@ -52,7 +52,7 @@ METRICS = (
     *("statistic", "queries", "response_noise", "perturbation_linf", "own_cosine", "key_cosine_clean", "key_cosine"),
     *("embed_loss", "psnr", "psnr_input", "ssim", "fpr_bound", "changed_weights", "response", "outlier_index"),
     *("nc", "nc_blank", "nc_centred", "nc_centred_input", "nc_centred_clean"),
-    *("seconds", "images_per_s", "peak_mib"),
+    *("seconds", "images_per_s", "peak_mib", "attacker_images"),
     "not_applicable",
     *("knows_scheme", "knows_layer", "knows_data"),
 )

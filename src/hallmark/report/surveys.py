@@ -79,7 +79,8 @@ def forged_keys(rows: pd.DataFrame, name: str) -> Table:
     """p-values of keys that were made after the model was there."""
     found = rows[rows["metric"] == "forged_p"]
     parts = found["unit"].str.split(", ", n=2, expand=True).reindex(columns=range(3))
-    keys = (*KEYS, "model", "level", "forger")
+    scheme = ("scheme",) if found["scheme"].nunique() > 1 else ()
+    keys = (*KEYS[:1], *scheme, *KEYS[1:], "model", "level", "forger")
     frame = ordered(found.assign(model=parts[0], level=parts[1], forger=parts[2])[[*keys, "value"]], keys)
     column = Column("p-value", "value", lambda r: plain(r["value"], ".3g"))
     note = (

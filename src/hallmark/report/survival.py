@@ -27,7 +27,7 @@ def extraction(rows: pd.DataFrame, name: str) -> Table:
         Column("ruined", "ruined"),
         Column("accuracy / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
         Column("lost / points", "loss_mean", lambda r: mean_sd(r, "loss")),
-        Column("evidence", "statistic_mean", _evidence),
+        Column("evidence", "statistic_mean", evidence),
         Column("p-value", "p_median", lambda r: p_text(r["p_median"])),
         Column("queries", "queries_mean", lambda r: plain(r["queries_mean"], "g")),
         Column("theft / s", "seconds_mean", lambda r: plain(r["seconds_mean"], ".3g")),
@@ -76,7 +76,8 @@ def _survives(record: Record) -> str:
     return f"{int(record['kept'])}/{total}" if total else NOTHING
 
 
-def _evidence(record: Record) -> str:
+def evidence(record: Record) -> str:
+    """The evidence of one line of :func:`hallmark.report.tables.over_seeds`: flips, wrong bits or scores."""
     if not pd.isna(record["wsr_mean"]):
         return f"{mean_sd(record, 'wsr')} % flips"
     if not pd.isna(record["ber_mean"]):

@@ -1,4 +1,4 @@
-"""What a table is: an aggregated frame with a way to show it, and its Markdown, CSV and LaTeX.
+"""What a table is: an aggregated frame with a way to show it, and its Markdown and CSV.
 
 A table's frame holds plain numbers and goes into the CSV as it is; its columns turn one line of it into the texts that
 people read.
@@ -18,6 +18,8 @@ from hallmark.report.rows import VOCABULARY, number_text
 
 Record = Mapping[str, Any]
 NOTHING = "–"
+HEADS = {"pretrain": "algorithm", "dataset": "trained on"}
+"""What columns of the rows are called where people read them, if not by their own name."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,19 @@ class Table:
         return [[(c.text(record), _plain_cell(record[c.key], c.key)) for c in self.columns] for record in records]
 
 
+def compact(
+    name: str, title: str, note: str, frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[Column]
+) -> Table:
+    """Keys that never vary go from the columns into the note; columns without any number are left out."""
+    constant = {key: frame[key].iloc[0] for key in keys if len(frame) and frame[key].nunique(dropna=False) == 1}
+    varying = [Column(HEADS.get(key, key), key) for key in keys if key not in constant]
+    shown = [column for column in columns if frame[column.key].notna().any()]
+    same = [f"{HEADS.get(k, k)} {v}" for k, v in constant.items() if v not in ("", "none", 0) and k != "scale"]
+    if same:
+        note = f"{note.rstrip()} In all lines: {', '.join(map(str, same))}."
+    return Table(name, title, note, frame, (*varying, *shown))
+
+
 def plain(value: float, digits: str = "g") -> str:
     """A number as text, or a dash where there is none."""
     return NOTHING if pd.isna(value) else f"{value:{digits}}"
@@ -100,6 +115,11 @@ def mean_sd(record: Record, name: str, factor: float = 100.0, digits: str = "z.1
     mean, sd = record[f"{name}_mean"] * factor, record[f"{name}_sd"] * factor
     text = plain(mean, digits).replace("-", "−")
     return text if pd.isna(sd) or text == NOTHING else f"{text} ± {plain(sd, digits)}"
+
+
+def share(count: Any, total: Any) -> str:
+    """``3/9``, or a dash where there were none."""
+    return NOTHING if pd.isna(total) or total == 0 else f"{int(count)}/{int(total)}"
 
 
 def over_seeds(frame: pd.DataFrame, keys: Sequence[str], means: Sequence[str]) -> pd.DataFrame:
@@ -147,26 +167,5 @@ def comma_separated(frame: pd.DataFrame) -> str:
     return text.getvalue()
 
 
-def latex(table: Table) -> str:
-    """A ``tabular`` with rules of the ``booktabs`` package."""
-    lines = [" & ".join(map(_tex, line)) + r" \\" for line in table.texts()]
-    head = " & ".join(map(_tex, table.heads)) + r" \\"
-    top = [f"% {table.title}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
 def _plain_cell(value: Any, column: str) -> str:
     return value if isinstance(value, str) else "" if pd.isna(value) else number_text(value, column)
-
-
-_TEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-        **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "…": r"\dots{}", "–": "--"},
-    }
-)
-
-
-def _tex(text: str) -> str:
-    return text.translate(_TEX)
