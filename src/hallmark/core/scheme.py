@@ -103,6 +103,17 @@ class Scheme(ABC):
             ConfigError: The settings do not fit, e.g. name a layer that is not there; the default looks at nothing.
         """
 
+    def check_decoys(self, images: int, count: int) -> None:  # noqa: B027
+        """Refuse, before anything runs, more decoys than can be made; asked where they are made once a mark.
+
+        Args:
+            images: Number of the owner's images.
+            count: Decoys and trial keys to make.
+
+        Raises:
+            ConfigError: There are too few images; the default needs none.
+        """
+
     def check_unseen(self, images: int) -> None:  # noqa: B027
         """Refuse, before anything runs, too few images that no host was trained on; asked where ``uses_unseen``.
 

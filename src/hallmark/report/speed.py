@@ -8,11 +8,11 @@ from typing import Any
 from hallmark.errors import DataError
 from hallmark.report.tables import NOTHING, markdown, plain, points
 
-HEADS = ("what", "against", "how many times as fast", "rounds from … to")
+HEADS = ("what", "against", "ratio of speeds (1: equal)", "rounds from … to")
 NOTE = (
     "Alternatives run in turn in one process; the median of the rounds, and the least and the greatest. Ratios of two "
     "measurements on one machine ({machine}): with another processor they differ. "
-    "Repeat: `python scripts/benchmark.py COMMAND`, COMMAND being {commands}."
+    "Repeat: {commands}."
 )
 
 RATIOS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
@@ -52,7 +52,9 @@ def block(folder: Path) -> str:
         return "*Nothing has been measured yet.*\n"
     lines = [line for name in RATIOS if name in measured for line in _ratios(name, measured[name])]
     machines = sorted({f"{m['cpu']}, {m['threads']} threads" for m in (d["machine"] for d in measured.values())})
-    note = NOTE.format(machine="; ".join(machines), commands=", ".join(f"`{name}`" for name in measured))
+    note = NOTE.format(
+        machine="; ".join(machines), commands=", ".join(f"`python scripts/benchmark.py {name}`" for name in measured)
+    )
     sentences = [sentence for name, tell in _TOLD.items() if name in measured for sentence in tell(measured[name])]
     return markdown(HEADS, lines) + "\n" + " ".join([*sentences, note]) + "\n"
 

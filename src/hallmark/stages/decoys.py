@@ -13,7 +13,8 @@ TENSORS = "decoys.safetensors"
 METAS = "decoys.json"
 
 SPARE = 0.5
-"""Decoys made beyond what a verdict takes, as a share, so that no two suspects of one mark are judged by the same."""
+"""Decoys made beyond what a verdict takes, as a share, so that no two suspects of one mark are judged by the same
+set of them; the sets overlap."""
 
 
 def save(decoys: Sequence[Key], key: Key, folder: Path) -> None:

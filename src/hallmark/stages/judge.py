@@ -64,11 +64,12 @@ def judge(
         downstream: Classifiers built on it, by ``dataset/task``.
         owner_data: The owner's images, from which decoys may draw.
         config: ``decoys``, ``trials``, ``alpha`` and ``seed``.
-        purpose: What this subject is called; two subjects must not be judged by the same decoys and fresh keys, or the
-            errors they show would not be independent.
+        purpose: What this subject is called; two subjects must not be judged by the same set of decoys and fresh keys,
+            or the errors they show would be the same.
         reference: The owner's marked model; weights are then read once more after the suspect's channels were aligned
             to it, at the access ``weights_aligned``.
-        made: Decoys to draw from, where they are too costly to be made for each subject; each draws its own.
+        made: Decoys to draw from, where they are too costly to be made for each subject; each draws its own
+            set, and sets overlap.
 
     Returns:
         One judgement per (access, downstream) as plain JSON.

@@ -281,6 +281,7 @@ class _Planner:
         """Decoys of a mark whose decoys are costly, for all its suspects to draw from."""
         calibration, data = self.config["calibration"], host_data(self.config, "owner")
         count = int((1 + SPARE) * (calibration["decoys"] + calibration["trials"]))
+        mark.scheme.check_decoys(len_of(data), count)
         return Stage(
             "decoys",
             {"scheme": identify(mark.scheme), "count": count, "data": data, "seed": self.config["seed"]},

@@ -117,6 +117,16 @@ class AWEncoder(QueryScheme):
                 f"owner has {images}; lower one of the three"
             )
 
+    def check_decoys(self, images: int, count: int) -> None:
+        """Each needs a key image of its own, beside those that have a role."""
+        left = images - sum(self._sizes) - 1
+        if count > left:
+            raise ConfigError(
+                f"calibration.decoys and trials need {count} key images, half as many again as a verdict takes, but "
+                f"only {left} of the owner's {images} images are left to be; lower them, scheme.queries or "
+                "scheme.perturbation.images"
+            )
+
     @property
     def decoy_work(self) -> int:
         """Images through the network, a backward pass counting double, that making a decoy costs; for estimates."""
