@@ -6,6 +6,7 @@ ones.  What finished stages have really taken then corrects the estimate; see :f
 """
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -39,16 +40,17 @@ def weight(host: nn.Module, side: int) -> float:
         nonlocal total
         total += 2 * output.numel() * module.weight[0].numel()  # type: ignore[index]
 
-    layers = [module for module in host.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+    tried = (
+        deepcopy(host).to_empty(device="cpu").eval()
+    )  # on the meta device it would import torch's compiler: a second
+    layers = [module for module in tried.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(count)
     try:
         with torch.no_grad():
-            host.eval()(torch.zeros(1, 3, side, side, device="meta"))
+            tried(torch.zeros(1, 3, side, side))
     except (NotImplementedError, RuntimeError):  # such as one whose way depends on its numbers
         return 1.0
-    finally:
-        for handle in handles:
-            handle.remove()
     return math.sqrt(total / UNIT)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor, nn
 
 from hallmark.core import Access, Evidence, HostKind, Key, Scheme, Suspect, Trainer
@@ -133,7 +132,9 @@ class DatasetInference(Scheme):
         scores = self.extract(suspect, key).scores
         members, others = scores.unbind(1)  # type: ignore[union-attr]
         if bool((scores == scores[0, 0]).all()):  # type: ignore[index, union-attr]
-            return {"t_test_p": 1.0}
+            from scipy import stats as scipy_stats  # takes a second to import, which planning can do without
+
+        return {"t_test_p": 1.0}
         return {"t_test_p": float(scipy_stats.ttest_ind(members, others, alternative="greater").pvalue)}
 
 
