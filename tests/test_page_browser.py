@@ -13,6 +13,8 @@ api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip i
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 FINGER = 44
 """Least side of what a finger hits, CSS pixels (WCAG 2.2, success criterion 2.5.5)."""
+PATIENCE = 180_000
+"""Milliseconds for what takes one on a machine that does nothing else."""
 MATRIX = "#table-matrix_cpu_encoders"
 CELLS = "#table-matrix_cpu_cells"
 
@@ -42,6 +44,7 @@ def browser():
 def page(browser, address, request):
     """The open page; whatever it complains of or asks for fails the test."""
     context = browser.new_context(**request.param)
+    context.set_default_timeout(PATIENCE)
     opened = context.new_page()
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)

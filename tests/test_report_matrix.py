@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy.stats import beta
 
-from hallmark.report.build import build
-from hallmark.report.cli import main
+from hallmark.report import page
+from hallmark.report.build import papers
 from hallmark.report.matrix import calibration, choice, removal, tables
 from hallmark.report.matrix.figures import pictures
 from hallmark.report.matrix.section import shown
@@ -278,19 +278,18 @@ def test_a_mark_that_spoils_its_host_is_no_choice(rows: pd.DataFrame) -> None:
 
 
 def test_readme_has_the_choice_only_where_there_is_a_matrix(tmp_path: Path) -> None:
-    readme = "# T\n\n<!-- report:matrix -->\nold\n<!-- /report -->\n"
-    (tmp_path / "README.md").write_text(readme)
-    merge(tmp_path / "results" / "runs.csv", list(wpe_rows("cpu", (0,), ("simclr",), ("linear_probe",))))
-    assert main(["--results", str(tmp_path / "results")]) == 0
-    assert (tmp_path / "README.md").read_text() == "# T\n\n<!-- report:matrix -->\n<!-- /report -->\n"
-    merge(tmp_path / "results" / "runs.csv", list(matrix_rows(scale="smoke")))
-    assert main(["--results", str(tmp_path / "results")]) == 0
-    assert "Which mark when" not in (tmp_path / "README.md").read_text()  # smoke proves that the code runs
-    merge(tmp_path / "results" / "runs.csv", list(matrix_rows()))
-    assert main(["--results", str(tmp_path / "results")]) == 0
-    assert "\n## Which mark when\n" in (tmp_path / "README.md").read_text()
-    assert "paper matrix" not in (tmp_path / "results" / "REPORT.md").read_text()
-    assert main(["--results", str(tmp_path / "results"), "--check"]) == 0
+    results = tmp_path / "results"
+
+    def block(rows: list[Row]) -> str:
+        merge(results / "runs.csv", rows)
+        found = papers(results, tmp_path / "experiments")
+        return page.fill("<!-- report:matrix -->\nold\n<!-- /report -->", page.blocks(found, "results"))
+
+    assert (
+        block(list(wpe_rows("cpu", (0,), ("simclr",), ("linear_probe",)))) == "<!-- report:matrix -->\n<!-- /report -->"
+    )
+    assert "Which mark when" not in block(list(matrix_rows(scale="smoke")))  # smoke proves that the code runs
+    assert block(list(matrix_rows())).startswith("<!-- report:matrix -->\n## Which mark when\n")
 
 
 def test_figures_are_drawn_and_name_the_dagger(found: pd.DataFrame, rows: pd.DataFrame, guilty: dict) -> None:
@@ -321,6 +320,6 @@ def test_impossible_rows_change_no_other_table(tmp_path: Path) -> None:
     made = []
     for part, more in (("without", []), ("with", [refused])):
         merge(tmp_path / part / "results" / "runs.csv", [*rows, *more])
-        files = build(tmp_path / part / "results", tmp_path / "experiments", None)
-        made.append({path.name: content for path, content in files.items()})
+        (paper,) = papers(tmp_path / part / "results", tmp_path / "experiments")
+        made.append([(table.name, table.note, table.texts()) for table in paper.sections[0].tables])
     assert made[0] == made[1]

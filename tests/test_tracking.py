@@ -73,9 +73,13 @@ def test_publish_sends_rows_and_closes_its_run_even_on_failure(tmp_path, monkeyp
         "store": "/somewhere",
         "logger": {"project": "p", "entity": None, "folder": "runs"},
     }
-    rows = [Row(experiment="demo", paper="wpe", scheme="wpe", scale="smoke", metric="alpha", value=0.001)]
+    shared = {"experiment": "demo", "paper": "wpe", "scheme": "wpe", "scale": "smoke"}
+    rows = [Row(**shared, metric="alpha", value=0.001)]
+    rows += [Row(**shared, metric=m, value=0.001, suspect="marked", access="labels") for m in ("p_value", "detected")]
+    merge(tmp_path / "runs.csv", rows)
     tracking.publish(config, rows, tmp_path)
     assert fake.logged["rows"].data[0][1] == "demo"
+    assert "tables/wpe_smoke_verdicts" in fake.logged
     assert fake.finished
     identity = arguments["id"]
     tracking.publish(config | {"store": "/elsewhere"}, rows, tmp_path)
