@@ -53,6 +53,10 @@ def matrix_rows(experiment: str = "matrix/encoders", scale: str = "cpu") -> Iter
     host = {**common, "host": "net", "pretrain": "simclr"}
     for name, value in (("alpha", ALPHA), ("tolerance", 0.05)):
         yield Row(**common, scheme="wpe", metric=name, value=value)
+    for attack, how in ATTACKS.items():
+        for what in ("scheme", "layer", "data"):
+            known = float(attack == "extract" and what != "layer")
+            yield Row(**common, scheme="wpe", attack=attack, unit=how.unit, metric=f"knows_{what}", value=known)
     for seed in SEEDS:
         place = {**host, "seed": seed, "suspect": "original", "scheme": "none"}
         yield Row(**place, metric="seconds", value=TRAINING)

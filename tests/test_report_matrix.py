@@ -176,14 +176,14 @@ def test_a_scheme_that_cannot_mark_the_host_has_no_cell(rows: pd.DataFrame) -> N
     assert set(mine["state"] + ": " + mine["reason"]) == {"n/a: no place"}
 
 
-def test_removals_say_what_the_attacker_paid(found: pd.DataFrame) -> None:
-    table = tables.removals(found, "r")
+def test_removals_say_what_the_attacker_paid(found: pd.DataFrame, rows: pd.DataFrame) -> None:
+    table = tables.removals(found, rows, "r")
     lines = [dict(zip(table.heads, line, strict=True)) for line in table.texts()]
     (line,) = [line for line in lines if (line["scheme"], line["attack"]) == ("sslguard", "extract")]
     assert {head: line[head] for head in table.heads[3:]} == {
         "attack": "extract", "cheapest strength": "20000", "in": "queries cosine net", "verified by": "features",
         "removed": "3/3", "cost / % of training": "150", "attack / s": "300", "training / s": "200",
-        "lost / points": "3.0", "queries": "20000", "images": "–",
+        "lost / points": "3.0", "queries": "20000", "images": "–", "knows": "data, scheme",
     }  # fmt: skip
 
 

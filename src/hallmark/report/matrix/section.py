@@ -28,7 +28,7 @@ def shown(rows: pd.DataFrame, name: str, scale: str) -> Shown:
     for experiment, part in found.groupby("experiment", sort=True):
         drawn.append(tables.matrix(part, rows[rows["experiment"] == experiment], f"{name}_{_stem(str(experiment))}"))
     drawn += [
-        tables.removals(found, f"{name}_removals"),
+        tables.removals(found, rows, f"{name}_removals"),
         calibration.table(rows, f"{name}_calibration"),
         tables.tried(rows, f"{name}_cells"),
         contents.fidelity(rows, f"{name}_fidelity"),

@@ -76,9 +76,16 @@ def matrix(found: pd.DataFrame, rows: pd.DataFrame, name: str) -> Table:
     return Table(name, title, _matrix_note(letters), frame, (*heads, *columns, *shown))
 
 
-def removals(found: pd.DataFrame, name: str) -> Table:
-    """What the cheapest removal of each mark by each attack took."""
+def removals(found: pd.DataFrame, rows: pd.DataFrame, name: str) -> Table:
+    """What the cheapest removal of each mark by each attack took.
+
+    Args:
+        found: Cells of :func:`hallmark.report.matrix.removal.cells`.
+        rows: The result rows they were made of.
+        name: Stem of its files.
+    """
     frame = found[found["state"] == REMOVED].reset_index(drop=True)
+    frame = frame.assign(knows=_knowledge(frame, rows))
     columns = (
         Column("cheapest strength", "strength"),
         Column("in", "unit"),
@@ -90,11 +97,13 @@ def removals(found: pd.DataFrame, name: str) -> Table:
         Column("lost / points", "loss", lambda r: loss_text(r["loss"])),
         Column("queries", "queries", lambda r: plain(r["queries"])),
         Column("images", "attacker_images", lambda r: plain(r["attacker_images"])),
+        _KNOWS,
     )
     note = (
         "The cheapest strength of the attack that removes the mark, at each access that the owner may have. Removed: "
         "of the models that bore the mark, those that lost it and are worth having; at least half of them. Queries and "
-        "images are what the attacker asked and had; a dash where it needs none, or where nobody counted."
+        "images are what the attacker asked and had, knows is what it knows beyond the victim; a dash where it needs "
+        "none, or where no row says it."
     )
     keys = tuple(key for key in ("experiment", "scheme", "variant", "owner", "attack") if frame[key].astype(bool).any())
     return Table(name, "What removal took", note, frame, (*(Column(_HEADS.get(k, k), k) for k in keys), *columns))
@@ -119,7 +128,7 @@ def tried(rows: pd.DataFrame, name: str) -> Table:
         **{outcome: (f"is_{outcome}", "sum") for outcome in analysis.OUTCOMES},
     )
     frame = frame.merge(totals.reset_index(), on=list(_STEP)).assign(impossible="")
-    frame = pd.concat([frame, _impossible(rows)], ignore_index=True)
+    frame = pd.concat([frame.assign(knows=_knowledge(frame, rows)), _impossible(rows)], ignore_index=True)
     columns = (
         Column("utility before / %", "accuracy_before_mean", lambda r: mean_sd(r, "accuracy_before")),
         Column("after / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
@@ -134,6 +143,7 @@ def tried(rows: pd.DataFrame, name: str) -> Table:
         Column("attack / s", "seconds_mean", lambda r: plain(r["seconds_mean"], ".3g")),
         Column("queries", "queries_mean", lambda r: plain(r["queries_mean"])),
         Column("images", "attacker_images_mean", lambda r: plain(r["attacker_images_mean"])),
+        _KNOWS,
         Column("models", "models"),
     )
     columns = tuple(c for c in columns if c.head in ("evidence", "mark") or frame[c.key].notna().any())
@@ -163,6 +173,7 @@ def loss_text(loss: float) -> str:
 
 
 _HEADS = {"owner": "access"}
+_KNOWS = Column("knows", "knows", lambda r: NOTHING if pd.isna(r["knows"]) else str(r["knows"]))
 
 
 def _letters() -> list[str]:
@@ -210,6 +221,17 @@ def _impossible(rows: pd.DataFrame) -> pd.DataFrame:
     refused = rows[rows["metric"] == "not_applicable"]
     lines = refused.assign(impossible=f"{IMPOSSIBLE}: " + refused["unit"], unit="", access="")
     return lines[[*_STEP, "impossible"]]
+
+
+def _knowledge(frame: pd.DataFrame, rows: pd.DataFrame) -> list[str | None]:
+    """What the attacker of each line knows beyond the victim, in words; ``None`` where no row says it."""
+    told = rows[rows["metric"].str.startswith("knows_")]
+    places = ["experiment", "scale", "attack", "unit"]
+    known = {
+        place: ", ".join(part.loc[part["value"] == 1, "metric"].str.removeprefix("knows_").unique()) or "nothing"
+        for place, part in told.groupby(places)
+    }
+    return [known.get(place) for place in frame[places].itertuples(index=False, name=None)]
 
 
 def _one(frame: pd.DataFrame, column: str) -> str:
