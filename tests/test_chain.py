@@ -166,7 +166,5 @@ def test_a_chain_is_planned_and_its_work_is_that_of_its_steps() -> None:
     assert len({subject.unit for subject in chains.values()}) == 1
     assert len({subject.stage.key for subject in chains.values()}) == 3
     tuned = next(s for s in experiment.subjects if s.attack == "finetune" and s.suspect == "marked")
-    # pruning costs one pass at the most, as does quantising
-    images = chains["marked", 2.0].stage.work - tuned.stage.work
-    assert chains["marked", 3.0].stage.work == tuned.stage.work + 2 * images
-    assert 0 < images < tuned.stage.work
+    # no image goes through the network for pruning and quantising
+    assert chains["marked", 3.0].stage.work == chains["marked", 2.0].stage.work == tuned.stage.work > 0

@@ -227,7 +227,9 @@ def test_the_survey_of_forged_keys_says_what_helps() -> None:
             f"{role}, logits, one public string" in found
         )  # how far images for given codes lead depends on the network
     assert len(found) == 10
-    table = forged_keys(pd.DataFrame([{**dict.fromkeys(KEYS, ""), **vars(reading)} for reading in readings]), "t")
+    table = forged_keys(
+        pd.DataFrame([{**dict.fromkeys(KEYS, ""), "scheme": "stain", **vars(reading)} for reading in readings]), "t"
+    )
     assert len(table.frame) == 10
     assert set(table.frame["model"]) == {"innocent", "stained"}
     with pytest.raises(ConfigError, match="tries, decoys and images ≥ 1, got 0, 999 and 64"):

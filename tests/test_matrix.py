@@ -101,7 +101,10 @@ def test_the_cells_that_are_not_applicable(parts: Parts) -> None:
         **dict.fromkeys(("extract",), f"{encoder}image_to_image"),
         **dict.fromkeys(("refit", "invert"), f"{classifier}image_to_image"),
         **dict.fromkeys(
-            ("finetune", "permute", "rescale", "insert_neurons", "remove_neurons", "reestimate", "distill"),
+            (
+                *("finetune", "permute", "rescale", "insert_neurons", "remove_neurons", "reestimate", "distill"),
+                *("adversarial_training", "chain", "neural_cleanse", "regularise"),
+            ),
             f"{both}image_to_image",
         ),
     }
@@ -117,7 +120,10 @@ def test_of_a_verb_that_is_made_the_attacks_that_are_not_are_named(parts: Parts)
     assert partly == {
         "matrix/encoders": answers,
         "matrix/classifiers": answers,
-        "matrix/images": {("perturb", "shift"), ("postprocess", "fewer_answers")},
+        "matrix/images": {
+            *{("perturb", "shift"), ("postprocess", "fewer_answers")},
+            *{("prune", "fine_prune"), ("prune", "prune_filters")},
+        },
     }
 
 
