@@ -132,9 +132,9 @@ class DatasetInference(Scheme):
         scores = self.extract(suspect, key).scores
         members, others = scores.unbind(1)  # type: ignore[union-attr]
         if bool((scores == scores[0, 0]).all()):  # type: ignore[index, union-attr]
-            from scipy import stats as scipy_stats  # takes a second to import, which planning can do without
+            return {"t_test_p": 1.0}
+        from scipy import stats as scipy_stats  # takes a second to import, which planning can do without
 
-        return {"t_test_p": 1.0}
         return {"t_test_p": float(scipy_stats.ttest_ind(members, others, alternative="greater").pvalue)}
 
 
