@@ -61,7 +61,7 @@ def test_what_cannot_change_a_result_changes_no_key(config, path, value):
     ("path", "value"),
     [
         ("seed", 1),
-        ("trainer.precision", "32-true"),
+        ("trainer.precision", "16-mixed"),
         ("trainer.devices", 2),
         ("host.width", 8),
         ("data.limit", 500),

@@ -19,6 +19,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from hallmark.precision import chosen, fast
+
 PACKAGES = ("hallmark", "torchvision", "pytorch-lightning", "lightly")
 
 
@@ -68,6 +70,7 @@ class Machine:
     cores: int
     threads: int
     device: str
+    precision: str
     python: str
     packages: Mapping[str, str]
 
@@ -79,6 +82,7 @@ class Machine:
             cores=len(os.sched_getaffinity(0)),
             threads=torch.get_num_threads(),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            precision=chosen("gpu" if device.type == "cuda" else "cpu"),
             python=platform.python_version(),
             packages={"torch": str(torch.__version__)} | {name: version(name) for name in PACKAGES},
         )
@@ -113,10 +117,10 @@ def timed_steps(
     warmup: int,
     steps: int,
 ) -> float:
-    """Seconds of ``steps`` times forward in bfloat16, backward and update, after ``warmup`` untimed ones."""
+    """Seconds of ``steps`` times forward (bfloat16 if native), backward and update, after ``warmup`` untimed ones."""
     started = clock(device)
     for step, batch in enumerate(islice(batches, warmup + steps), start=1):
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast(device):
             loss = loss_of(batch)
         loss.backward()
         optimiser.step()

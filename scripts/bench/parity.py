@@ -1,9 +1,9 @@
 """Whether resident views train as good an encoder as lightly's pipeline: kNN accuracy after equally many epochs.
 
-Both train the same SimCLR network from the same weights with the same loss, optimiser and schedule, in bfloat16.  One
-gets the suite's resident batches and views under its own trainer, the other shuffled batches of lightly's transform
-from a torch loader in a plain loop.  Orders and views are drawn by each in its own way, so a pair of runs of one seed
-shares its initial weights and nothing more.
+Both train the same SimCLR network from the same weights with the same loss, optimiser and schedule, in bfloat16 where
+that is native.  One gets the suite's resident batches and views under its own trainer, the other shuffled batches of
+lightly's transform from a torch loader in a plain loop.  Orders and views are drawn by each in its own way, so a pair
+of runs of one seed shares its initial weights and nothing more.
 """
 
 import statistics
@@ -24,6 +24,7 @@ from hallmark.core.random import derive_seed
 from hallmark.data.catalogue import load
 from hallmark.data.images import ImageSet
 from hallmark.errors import DataError
+from hallmark.precision import fast
 from hallmark.pretrain.base import build_optimiser
 from hallmark.pretrain.recipe import HostRecipe, Recipe
 from hallmark.pretrain.train import build_module, pretrain
@@ -184,7 +185,7 @@ def lightly(scene: Scene, seed: int) -> nn.Module:
     optimiser, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
     for _ in range(scene.epochs):
         for views in loader:
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast(torch.device("cpu")):
                 loss = module.loss(torch.cat(views))
             loss.backward()
             optimiser.step()

@@ -1,8 +1,9 @@
 """Pairs a second of SimCLR: the bare training step, the same step in the suite, and two pipelines of lightly's views.
 
 A pair is two views of one image.  All train the same network with the same loss.  Bare, suite and "lightly" take the
-very same step, with the same optimiser, in bfloat16 and channels last: "lightly" only gets its views another way, from
-lightly's transform behind a torch loader, so that the suite can be faster than it by no more than the bare step is.
+very same step, with the same optimiser, in bfloat16 where that is native and channels last: "lightly" only gets its
+views another way, from lightly's transform behind a torch loader, so that the suite can be faster than it by no more
+than the bare step is.
 "lightly's example" is the whole pipeline as lightly's own SimCLR example has it: their transform and a loader, and a
 plain float32 step of contiguous images, one view after the other, under pytorch_lightning's defaults.  Each starts
 afresh every round and is timed after its warm-up steps.

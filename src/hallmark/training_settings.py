@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hallmark.errors import BudgetExhausted, ConfigError, allowed
+from hallmark.precision import AUTO, FULL, HALF, chosen
 
 ACCELERATORS = ("cpu", "gpu")
-PRECISIONS = ("bf16-mixed", "16-mixed", "32-true")
+PRECISIONS = (AUTO, HALF, "16-mixed", FULL)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class TrainerSettings:
     Args:
         accelerator: ``cpu`` or ``gpu``.
         devices: Number of devices; more than one train by DDP, one process each.
-        precision: Lightning precision, e.g. ``bf16-mixed`` or ``32-true``.
+        precision: Lightning precision, e.g. ``bf16-mixed`` or ``32-true``; ``auto`` becomes the first where the machine
+            computes in bfloat16 itself, else the second, and results are those of the precision it became.
         checkpoint_every_s: Least seconds between two checkpoints; they are written at the end of an epoch.
         progress: Whether to draw progress bars.
         compile: Whether torch.compile makes the networks that a step spends its time in faster; it costs half a minute
@@ -30,7 +32,7 @@ class TrainerSettings:
 
     accelerator: str = "cpu"
     devices: int = 1
-    precision: str = "bf16-mixed"
+    precision: str = AUTO
     checkpoint_every_s: float = 20.0
     progress: bool = True
     compile: bool = False
@@ -42,6 +44,8 @@ class TrainerSettings:
             raise ConfigError(allowed(self.precision, PRECISIONS, "trainer.precision"))
         if self.accelerator not in ACCELERATORS:
             raise ConfigError(allowed(self.accelerator, ACCELERATORS, "trainer.accelerator"))
+        if self.precision == AUTO:
+            object.__setattr__(self, "precision", chosen(self.accelerator))
         if self.devices < 1:
             raise ConfigError(f"trainer.devices must be at least 1, got {self.devices}")
         if not 0 <= self.resident_gib < math.inf or self.workers < 0:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hallmark.core.access import LEVELS, Access, HostKind
 from hallmark.errors import AccessError
+from hallmark.precision import fast
 
 
 class Suspect:
@@ -22,8 +23,8 @@ class Suspect:
         kind: What the model maps images to.
         access: The level granted.
         batch: Images per forward pass.
-        autocast: Whether queries run under bfloat16 autocast.  A verdict by rank stays exact, since the true key and
-            its decoys are asked the same way.
+        autocast: Whether queries run in bfloat16 where that is native.  A verdict by rank stays exact, since the true
+            key and its decoys are asked the same way.
 
     Raises:
         AccessError: A host of this kind cannot be looked at on this level.
@@ -105,7 +106,7 @@ def _closures(
         modes = [(module, module.training) for module in model.modules()]  # a frozen BatchNorm may differ from the rest
         model.eval()
         try:
-            with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            with torch.no_grad(), fast(images.device, enabled=autocast):
                 # a batch that fits is passed on as it is, so that a trunk shared by suspects can recognise it
                 parts = [images] if len(images) <= batch else torch.split(images, batch)
                 answers = torch.cat([forward(needed, part) for part in parts])

@@ -17,6 +17,10 @@ from hallmark.models.widths import layer_widths, set_widths
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
+NARROW = 8
+"""Channels below which a 1×1 convolution with a stride is not left to oneDNN: its float32 kernel for AVX2 writes the
+gradient of the weights beyond its end (seen in torch 2.15)."""
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm and a residual (He 2016, option B shortcut)."""
@@ -28,13 +32,16 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
+        self.subsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
+            if stride != 1 and inputs < NARROW:  # the same numbers, by two steps
+                self.subsample, stride = nn.MaxPool2d(1, stride), 1
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
         y = torch.relu_(self.bn1(self.conv1(x)))
-        return torch.relu_(self.bn2(self.conv2(y)).add_(self.shortcut(x)))
+        return torch.relu_(self.bn2(self.conv2(y)).add_(self.shortcut(self.subsample(x))))
 
 
 class SmallResNet(nn.Module):

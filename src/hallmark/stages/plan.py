@@ -374,8 +374,8 @@ class _Planner:
 
     def _machine(self) -> dict[str, Any]:
         """Stages after pretraining run on one device; only precision and compilation can change their result."""
-        compiled = {"compile": True} if self.config["trainer"]["compile"] else {}
-        return {"precision": self.config["trainer"]["precision"], **compiled}
+        compiled = {"compile": True} if self.settings.compile else {}
+        return {"precision": self.settings.precision, **compiled}
 
     def _prints(self, data: Config) -> dict[str, str]:
         return {data["name"]: self.fingerprint(data["name"])}

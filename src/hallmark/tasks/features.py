@@ -4,13 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from hallmark.models.inference import Answering
+from hallmark.precision import fast
 
 
 def encode(encoder: nn.Module, images: Tensor, *, batch: int = 4096) -> Tensor:
     """Features of stored images.
 
     Args:
-        encoder: Maps float images in [0, 1] to features ``(B, D)``; a frozen copy is run under bfloat16 autocast.
+        encoder: Maps float images in [0, 1] to features ``(B, D)``; a frozen copy is run in bfloat16 where
+            that is native.
         images: uint8 ``(N, 3, H, W)``.
         batch: Images moved to the device at a time.
 
@@ -19,6 +21,6 @@ def encode(encoder: nn.Module, images: Tensor, *, batch: int = 4096) -> Tensor:
     """
     device = next(encoder.parameters()).device
     answering = Answering(encoder)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), fast(device):
         parts = [answering(part.to(device).float() / 255).float().cpu() for part in torch.split(images, batch)]
     return torch.cat(parts)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hallmark.errors import ConfigError
 from hallmark.models.inference import Answering, block_size
+from hallmark.precision import fast
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def features(encoder: Answering, images: Tensor) -> Tensor:
     like = next(encoder.parameters())
     images = images.to(like.device)
     try:
-        with torch.no_grad(), torch.autocast(like.device.type, torch.bfloat16):
+        with torch.no_grad(), fast(like.device):
             answers = [encoder(part.to(like.dtype) / 255) for part in torch.split(images, block_size(images))]
     except (AssertionError, RuntimeError, ValueError) as error:  # what networks of a fixed input size raise
         height, width = images.shape[2:]
@@ -137,7 +138,7 @@ def _descend(encoder: Answering, images: Tensor, own: Tensor, targets: Tensor, l
         rows = torch.arange(number * law.batch, (number + 1) * law.batch, device=own.device) % len(images)
         levels.requires_grad_(True)
         shown = add(images[rows].to(own.dtype) / 255, levels[:, None]).flatten(0, 1)
-        with torch.autocast(own.device.type, torch.bfloat16):
+        with fast(own.device):
             answers = encoder(shown)
         moved = answers.to(own.dtype).unflatten(0, (len(levels), len(rows)))
         gathered = F.cosine_similarity(moved, targets[:, None], dim=2).mean(1)
