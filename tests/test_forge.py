@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hallmark.attacks.forge import (
+from hallmark.attacks.forging import (
     Forgery,
     StainForger,
     UchidaForger,

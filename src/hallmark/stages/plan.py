@@ -207,7 +207,8 @@ class _Planner:
             embed = self.embed(original, mark)
             config["scheme"], inputs["mark"], seen = identify(mark.scheme), embed, embed.label
         prints = self._prints(owner) | self._prints(test)
-        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test) * self.weight)
+        work = survey.work(None if mark is None else mark.scheme, self.kind, len_of(test)) * self.weight
+        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=work)
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
         attack = self.pairs.attack(name, strength, shared["mark"])
