@@ -80,8 +80,9 @@ class ForgedKeys(Survey):
         if marking is None:
             raise TypeError("keys are forged for a mark's scheme")
         scheme, kind = marking.scheme, kind_of(host)
-        needed = max(forger.needed(self.decoys) for _, forger in self._forgers(scheme, None))
-        theirs = grown(test, max(needed, min(self.images, len(test))), generator=generator)
+        forger = FORGERS[scheme.name](scheme)
+        wanted = max(forger.needed(self.decoys), min(self.images, len(test)))
+        theirs = forger.presented(grown(test, wanted, generator=generator))
         found = []
         for role, model in (("innocent", host), ("stained" if scheme.name == "stain" else "marked", marking.model)):
             for level in _levels(scheme, kind):

@@ -75,6 +75,10 @@ class Forger(ABC):
         """Images that a key takes, and as many decoys."""
         return 1
 
+    def presented(self, images: Images) -> Images:
+        """The forger's images as it shows them, such as with labels that suit it."""
+        return images
+
     @property
     def work(self) -> float:
         """Images through the network that forging costs, a backward pass counting double; for estimates alone."""

@@ -66,6 +66,11 @@ class DeepSignsForger(Forger):
         """The trigger images."""
         return self.scheme.triggers
 
+    def presented(self, images: Images) -> Images:
+        """As many as there are triggers, of as many classes as the scheme takes, in equal parts."""
+        rows, classes = torch.arange(self.scheme.triggers), self.scheme.classes
+        return replace(images.subset(rows), labels=rows % classes, classes=classes)  # type: ignore[type-var]
+
     @property
     def work(self) -> float:
         """Sign steps."""
@@ -73,9 +78,7 @@ class DeepSignsForger(Forger):
 
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
         """A key over images of the forger's."""
-        model, classes = self.copy(suspect).requires_grad_(False), self.scheme.classes
-        rows = torch.arange(self.scheme.triggers)
-        labelled = replace(images.subset(rows), labels=rows % classes, classes=classes)  # type: ignore[type-var]
+        model, labelled = self.copy(suspect).requires_grad_(False), self.presented(images)
         key = self.drawn(model, labelled, generator)
         if self.public is None:
             seen = trigger_centres(model, key.tensors["images"], self.scheme.layer).cpu()
