@@ -39,8 +39,8 @@ def facts(rows: pd.DataFrame) -> tuple[str, ...]:
 def _everywhere(keys: pd.DataFrame, passed: pd.Series) -> pd.Series:
     """By scheme, whether some key passes on every host and at every seed."""
     place = ["scheme", "experiment", "host", "pretrain", "variant", "seed"]
-    somehow = passed[keys.index].groupby([keys[name] for name in place]).any()
-    return somehow.groupby("scheme").all()
+    somehow = passed[keys.index].groupby([keys[name] for name in place], observed=True).any()
+    return somehow.groupby(level="scheme", observed=True).all()
 
 
 def _of(passing: pd.Series, total: int | None = None) -> str:
