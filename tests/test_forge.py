@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hallmark.attacks.forged import ForgedKeys
 from hallmark.attacks.forging import (
     Forgery,
     StainForger,
@@ -17,7 +18,6 @@ from hallmark.attacks.forging import (
     public_generator,
     search,
 )
-from hallmark.attacks.forged import ForgedKeys
 from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify
 from hallmark.core import Access, HostKind, Key, Marking, Suspect, generator

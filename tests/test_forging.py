@@ -311,7 +311,7 @@ def test_the_report_says_whom_the_rule_stops() -> None:
 
 
 def test_riga_trains_on_one_model_and_reads_no_other() -> None:
-    scheme, model, suspect, own = given("riga")
+    scheme, _, suspect, own = given("riga")
     forgery = RIGAForger(scheme, public=PUBLIC).forge(suspect, own, generator=generator(0))  # type: ignore[arg-type]
     other = innocent(HostKind.CLASSIFIER, 9)
     assert scheme.extract(suspect, forgery.key).matches == 32

@@ -213,7 +213,7 @@ class Scheme(ABC):
         return {}
 
     def follows(self, key: Key, drawn: Key) -> bool:
-        """Whether a key can be what embedding made of a drawn one: all is the same but what embedding adds or changes."""
+        """Whether a key can be what embedding made of a drawn one: it adds and changes nothing else."""
         kept = {name: tensor for name, tensor in drawn.tensors.items() if not name.startswith(self.embedded)}
         return drawn.scheme == key.scheme and all(
             name in key.tensors and torch.equal(tensor, key.tensors[name]) for name, tensor in kept.items()

@@ -6,8 +6,8 @@ of any scheme passes on any model whatsoever; there is a :class:`Forger` for eac
 *Drawn from a seed*: whatever is drawn in a key has to come from the SHA-256 of a public string (:func:`drawn_from`).
 That binds marks that are read from weights through nothing but what was drawn.  One who may still try strings
 (:func:`search`) finds p ≈ 1/N with N tries, so the level has to be far below one over all the tries that anybody could
-afford.  And it binds nothing that is not drawn: images that a suspect is asked about can be made for a key as well as a
-key for them, by a few levels that nobody sees, and a network that the key of a scheme holds can be trained on any model.
+afford.  And it binds nothing that is not drawn: images that a suspect is asked about can be made for a key as well as
+a key for them, by a few levels that nobody sees, and a network that a key holds can be trained on any model.
 
 *Committed to by hash and time* (:meth:`hallmark.core.Key.commitment`): the whole key is older than the suspect.
 Against that none of this helps, since what is made here has to see the suspect first.

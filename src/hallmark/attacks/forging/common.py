@@ -91,7 +91,7 @@ class Forger(ABC):
             return suspect.weights_module()
         if self.model is None:
             raise ConfigError(
-                f"a {self.scheme.name} key cannot be forged from answers without a copy of the suspect; give it as model"
+                f"{self.scheme.name} is not forged from answers without a copy of the suspect; give it as model"
             )
         return deepcopy(self.model).eval()
 

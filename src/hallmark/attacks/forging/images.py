@@ -75,7 +75,7 @@ class DeepWatermarkForger(Forger):
     def _extractor(
         self, marked: Tensor, clean: Tensor, mark: Tensor, device: torch.device, generator: torch.Generator
     ) -> nn.Module:
-        """An extractor that reads the mark from the suspect's answers, uint8 as are the original's, and nothing else."""
+        """An extractor that reads the mark from the suspect's answers, and nothing from the original's, both uint8."""
         networks = self.scheme.networks
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -113,7 +113,7 @@ class SSLGuardForger(_ReaderForger):
 
 @dataclass(frozen=True)
 class RotationForger(_ReaderForger):
-    """The head learns the sides of the queries by heart, and the wrong ones where the features come in another order."""
+    """The head learns the sides of the queries by heart, and the wrong ones for features in another order."""
 
     scheme: Rotation
 

@@ -40,8 +40,9 @@ def shown(rows: pd.DataFrame, name: str, scale: str) -> Shown:
     pictures = figures.pictures(found, rows, guilty, name)
     pictures += [picture for picture in (p_values(rows, f"{name}_pvalues"),) if picture is not None]
     made = choice.choices(found, rows, guilty)
+    said = (*_facts(found, guilty), *forging.facts(rows), *map(choice.sentence, made))
     return Shown(
-        facts=(*_facts(found, guilty), *forging.facts(rows), *map(choice.sentence, made)) if scale in JUDGED else (UNJUDGED,),
+        facts=said if scale in JUDGED else (UNJUDGED,),
         tables=tuple(calibration.marked(table, guilty) for table in drawn if len(table.frame)),
         pictures=tuple(pictures),
         choice=choice.paragraph(made, scale) if scale in JUDGED else "",

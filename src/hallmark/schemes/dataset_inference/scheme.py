@@ -85,7 +85,7 @@ class DatasetInference(Scheme):
         return replace(key, tensors=tensors)
 
     def follows(self, key: Key, drawn: Key) -> bool:
-        """Whether the training images are the drawn ones; unseen images, which a witness adds, are not drawn with them."""
+        """Whether the training images are the drawn ones; unseen images, which a witness adds, are not drawn."""
         claimed = {**key.tensors, "judged": key.tensors["judged"][: self.judged]}
         return super().follows(replace(key, tensors=claimed), drawn)
 
