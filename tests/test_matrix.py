@@ -146,7 +146,6 @@ def test_a_thousand_keys_are_tried_on_innocents_of_every_mark(parts: Parts) -> N
             "encoders/peers",
             {"pretrain": 1, "embed": 7, "attack": 100, "transfer": 100, "verify": 70},
         ),
-        ("matrix/classifiers", "stain_lock/attacks", {"pretrain": 1, "embed": 2, "attack": 20, "transfer": 20}),
         ("matrix/images", "deep_watermark/later_attacks", {"pretrain": 1, "embed": 1, "attack": 10, "transfer": 10}),
     ],
 )
