@@ -272,7 +272,13 @@ def test_the_survey_forges_for_every_kind_of_host(name: str, level: str, forgers
     assert values[f"innocent, {level}, computed"] == 0.05
     assert drawn[f"innocent, {level}, computed"] == float(name != "wpe")
     assert all(drawn[unit] == 1 for unit in drawn if not unit.endswith("computed"))
-    assert survey_of(name, rule=False)[1] == {}
+    assert all(p.requires_grad for p in innocent(SCHEMES[name][1]).parameters())
+
+
+def test_without_the_rule_nobody_asks_what_is_drawn() -> None:
+    values, drawn = survey_of("riga", rule=False, tries=1)
+    assert len(values) == 4
+    assert drawn == {}
 
 
 def rows_of(**units: tuple[float, float]) -> pd.DataFrame:
