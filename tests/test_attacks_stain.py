@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hallmark.attacks.forge import Forgery, StainForger, drawn_from, judged
+from hallmark.attacks.forging import Forgery, StainForger, drawn_from, judged
 from hallmark.attacks.invert import CORNERS, Invert, objective
 from hallmark.attacks.reestimate import Reestimate
 from hallmark.attacks.refit import Refit, fit_bias, fit_layer, smoothed

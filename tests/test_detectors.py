@@ -21,6 +21,7 @@ from hallmark.errors import AccessError, ConfigError, DataError, KeyFileError
 from hallmark.models import files
 from hallmark.models.detectors import ObjectDetector, fresh, pretrained
 from hallmark.models.excite import append
+from hallmark.models.kinds import kind_of
 from hallmark.optimisation import Training
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
@@ -28,7 +29,6 @@ from hallmark.report.rows import read
 from hallmark.report.surveys import locked_use
 from hallmark.schemes.stain_lock import Lock, LockedUse, Search, Stain
 from hallmark.schemes.stain_lock.locking import unlock
-from hallmark.stages.judge import kind_of
 from hallmark.stages.plan import plan
 from hallmark.tasks.detection import Detection, detect, mean_average_precision
 from hallmark.training import LightningTrainer

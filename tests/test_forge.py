@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hallmark.attacks.forge import (
+from hallmark.attacks.forged import ForgedKeys
+from hallmark.attacks.forging import (
     Forgery,
     StainForger,
     UchidaForger,
@@ -17,7 +18,6 @@ from hallmark.attacks.forge import (
     public_generator,
     search,
 )
-from hallmark.attacks.forged import ForgedKeys
 from hallmark.attacks.overwrite import OverwriteAttack
 from hallmark.components import identify
 from hallmark.core import Access, HostKind, Key, Marking, Suspect, generator

@@ -15,10 +15,10 @@ from hallmark.data.pairs import PairLaw
 from hallmark.data.procedural import procedural_images
 from hallmark.errors import ConfigError, DataError
 from hallmark.models.image_to_image import Architecture, fresh
+from hallmark.models.kinds import kind_of
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, RestorationRecipe, build_recipe
 from hallmark.restoration_settings import Fit
-from hallmark.stages.judge import kind_of
 from hallmark.stages.plan import plan
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import TrainerSettings

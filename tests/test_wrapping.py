@@ -17,11 +17,12 @@ from hallmark.errors import ConfigError, StoreError
 from hallmark.models import Classifier, Encoder, files
 from hallmark.models.image_to_image import Architecture, fresh
 from hallmark.models.inference import Answering
+from hallmark.models.kinds import kind_of
 from hallmark.models.steps import BLURS, FILTERS, Blur, Filter, Stamp, build_step
 from hallmark.models.wrapping import Postprocessed, Preprocessed, Wrapper, bare
 from hallmark.schemes.uchida import Uchida
 from hallmark.schemes.uchida.scheme import Embedding
-from hallmark.stages.judge import judge, kind_of
+from hallmark.stages.judge import judge
 from hallmark.tasks.classification import Classification
 from hallmark.tasks.finetune import FineTune
 from hallmark.tasks.heads import HeadRecipe

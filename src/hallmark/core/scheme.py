@@ -77,6 +77,8 @@ class Scheme(ABC):
     most_decoys: ClassVar[int | None] = None
     """Decoys that there are at all, where they are not drawn afresh but given with the key; None where any number can
     be drawn.  The smallest p-value is then 1 / (most_decoys + 1).  A property where the settings decide."""
+    embedded: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of a key's tensors that embedding trains or chooses: no draw decides what they are."""
     pictured: ClassVar[bool] = False
     """Whether there is something to see; see :meth:`pictures`."""
     sampled: ClassVar[tuple[str, ...]] = ()
@@ -209,6 +211,13 @@ class Scheme(ABC):
             N images by what they show, uint8 ``(N, 3, H, W)`` each, in the order in which they are shown.
         """
         return {}
+
+    def follows(self, key: Key, drawn: Key) -> bool:
+        """Whether a key can be what embedding made of a drawn one: it adds and changes nothing else."""
+        kept = {name: tensor for name, tensor in drawn.tensors.items() if not name.startswith(self.embedded)}
+        return drawn.scheme == key.scheme and all(
+            name in key.tensors and torch.equal(tensor, key.tensors[name]) for name, tensor in kept.items()
+        )
 
     def require_access(self, suspect: Suspect) -> None:
         """Raise AccessError unless the mark can be seen at the suspect's access level."""

@@ -74,6 +74,16 @@ class Survey(ABC):
             ConfigError: The settings do not fit, e.g. name a layer that is not there.
         """
 
+    def work(self, scheme: Scheme | None, kind: HostKind, test: int) -> float:
+        """Images through the network that looking at one host or mark costs, for estimates alone.
+
+        Args:
+            scheme: The scheme of the mark looked at, if the survey looks at marks.
+            kind: What the host is.
+            test: Number of test images.
+        """
+        return 10.0 * test
+
     @abstractmethod
     def look(
         self, host: nn.Module, marking: Marking | None, owner: Images, test: Images, *, generator: torch.Generator

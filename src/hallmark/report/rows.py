@@ -43,6 +43,7 @@ FRACTIONS = (
         "ber",
         "t_test_p",
         "forged_p",
+        "forged_drawn",
     ),
     *("success_rate", "success_rate_centred", "bit_accuracy"),
     *("auc", "tpr"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hallmark.report.tables import Column, Record, Table, ordered, plain
+from hallmark.report.tables import NOTHING, Column, Record, Table, ordered, plain
 
 KEYS = ("experiment", "host", "pretrain", "variant", "seed")
 _HEADS = {"pretrain": "algorithm"}
@@ -75,21 +75,49 @@ def locked_use(rows: pd.DataFrame, name: str) -> Table:
     return _table(name, "What a lock leaves", note, frame, KEYS, columns)
 
 
-def forged_keys(rows: pd.DataFrame, name: str) -> Table:
-    """p-values of keys that were made after the model was there."""
+def forgeries(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every forged key in a line: ``model``, ``level`` and ``forger`` that its unit names, its p-value as ``value``.
+
+    ``drawn`` is 1 where the string that the forger named gives the key, 0 where it does not, and missing where nobody
+    asked.
+    """
+    place = [*KEYS[:1], "scheme", *KEYS[1:], "unit"]
     found = rows[rows["metric"] == "forged_p"]
-    parts = found["unit"].str.split(", ", n=2, expand=True).reindex(columns=range(3))
+    asked = rows[rows["metric"] == "forged_drawn"][[*place, "value"]].rename(columns={"value": "drawn"})
+    merged = found.merge(asked.drop_duplicates(place), on=place, how="left")
+    parts = merged["unit"].str.split(", ", n=2, expand=True).reindex(columns=range(3))
+    return merged.assign(model=parts[0], level=parts[1], forger=parts[2])
+
+
+def forged_keys(rows: pd.DataFrame, name: str) -> Table:
+    """p-values of keys that were made after the model was there, and whether a draw from a seed admits them."""
+    found = forgeries(rows)
     scheme = ("scheme",) if found["scheme"].nunique() > 1 else ()
+    ruled = bool(found["drawn"].notna().any())
     keys = (*KEYS[:1], *scheme, *KEYS[1:], "model", "level", "forger")
-    frame = ordered(found.assign(model=parts[0], level=parts[1], forger=parts[2])[[*keys, "value"]], keys)
-    column = Column("p-value", "value", lambda r: plain(r["value"], ".3g"))
-    note = (
-        "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one "
-        "with somebody else's stain. By weights, a key drawn from a public string is worth as much as the strings that "
-        "were tried; by answers it binds nothing, since trigger images are made for it. What no number here shows is "
-        "the commitment of the rightful owner, which is older."
-    )
-    return _table(name, "Forged keys", note, frame, keys, (column,))
+    frame = ordered(found[[*keys, "value", *(("drawn",) if ruled else ())]], keys)
+    columns = [Column("p-value", "value", lambda r: plain(r["value"], ".3g"))]
+    if ruled:
+        columns.append(Column("drawn from a seed", "drawn", lambda r: _ANSWERS.get(r["drawn"], NOTHING)))
+    return _table(name, "Forged keys", _RULED if ruled else _UNRULED, frame, keys, tuple(columns))
+
+
+_ANSWERS = {0.0: "no", 1.0: "yes"}
+_UNRULED = (
+    "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one "
+    "with somebody else's stain. By weights, a key drawn from a public string is worth as much as the strings that "
+    "were tried; by answers it binds nothing, since trigger images are made for it. What no number here shows is "
+    "the commitment of the rightful owner, which is older."
+)
+_RULED = (
+    "What a judge finds who is not told that the key is younger than the model: on an unmarked model, and on one with "
+    "somebody else's mark. Computed: all in the key is the forger's choice. One public string: all that is drawn in it "
+    "is drawn from a string that the forger names, and only images or networks are made for the model. Best of N "
+    "strings: nothing is made, N strings are tried, which is worth a p-value of about 1/N. Drawn from a seed: whether "
+    "the string gives the key, with the images and the original that the forger presents; where a computed key says "
+    "yes, that rule takes nothing away. A commitment by hash and time defeats every line, whatever its p-value: a "
+    "forged key is made of the model, so it is younger, and matches no commitment that is older."
+)
 
 
 def _uses(rows: pd.DataFrame) -> pd.DataFrame:

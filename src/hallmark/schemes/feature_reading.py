@@ -42,6 +42,7 @@ class FeatureReading(Scheme):
 
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER})
     access: ClassVar[frozenset[Access]] = frozenset({Access.FEATURES})
+    embedded: ClassVar[tuple[str, ...]] = (f"{READER}.",)
     shown: ClassVar[tuple[str, ...]]
     """The tensors of a key that decide which images a suspect is asked about."""
 

@@ -12,10 +12,8 @@ from hallmark.core.access import LEVELS
 from hallmark.core.scheme import Images
 from hallmark.errors import ConfigError, KeyFileError
 from hallmark.models.classifier import Classifier
-from hallmark.models.detectors import ObjectDetector
-from hallmark.models.encoders import Encoder
-from hallmark.models.image_to_image import Barriered, ImageToImage
 from hallmark.models.inference import Answering
+from hallmark.models.kinds import kind_of
 from hallmark.models.wrapping import bare
 from hallmark.stages.decoys import draw
 
@@ -120,16 +118,6 @@ def _readable(scheme: Scheme, suspect: Suspect, key: Key) -> bool:
 def _unreadable(place: dict[str, str]) -> dict[str, Any]:
     nothing = {"statistic": 0.0, "p_value": 1.0, "p_min": 1.0, "detected": False, "matches": None, "trials": None}
     return {**place, **nothing, "foreign": [0, 0], "null_p": [], "figures": {}}
-
-
-def kind_of(model: nn.Module) -> HostKind:
-    """The host kind of a stored model."""
-    model = bare(model)
-    if isinstance(model, ImageToImage | Barriered):
-        return HostKind.IMAGE_TO_IMAGE
-    if isinstance(model, ObjectDetector):
-        return HostKind.DETECTOR
-    return HostKind.ENCODER if isinstance(model, Encoder) else HostKind.CLASSIFIER
 
 
 def _places(

@@ -51,7 +51,7 @@ from hallmark.stages.inputs import (
     strengths,
     variants,
 )
-from hallmark.stages.pairs import Pairs
+from hallmark.stages.pairs import NOTE, Pairs
 from hallmark.stages.sheets import sheets
 from hallmark.training_settings import TrainerSettings
 
@@ -189,6 +189,8 @@ class _Planner:
             survey: Survey = instantiate(settings, f"surveys.{label}", Survey)
             about = (mark for mark in self.marks if mark.scheme.name in survey.schemes)
             marks = [mark for mark in about if concerns(group, mark.name)]
+            if not marks and self.config["unfit"] == NOTE:
+                continue  # like an attack that is made on none
             check_survey(survey, label, marks, self.kind, lambda: self.blank)
             for name in self.recipes:
                 original = self.pretrain(name, self.config["seed"])
@@ -207,7 +209,8 @@ class _Planner:
             embed = self.embed(original, mark)
             config["scheme"], inputs["mark"], seen = identify(mark.scheme), embed, embed.label
         prints = self._prints(owner) | self._prints(test)
-        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=10 * len_of(test) * self.weight)
+        work = survey.work(None if mark is None else mark.scheme, self.kind, len_of(test)) * self.weight
+        return Stage("survey", config, inputs, prints, f"{survey.name} of {seen}", work=work)
 
     def _attacked(self, victim: Stage, suspect: str, name: str, strength: float, **shared: Any) -> Subject:
         attack = self.pairs.attack(name, strength, shared["mark"])

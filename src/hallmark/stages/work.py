@@ -16,13 +16,14 @@ from hallmark.data.described import DataFolder
 from hallmark.models import files
 from hallmark.models.classifier import Classifier
 from hallmark.models.encoders import Encoder
+from hallmark.models.kinds import kind_of
 from hallmark.pretrain.hosts import make_host
 from hallmark.pretrain.recipe import HostRecipe, build_recipe
 from hallmark.stages import decoys, sheets
 from hallmark.stages.beside import groups
 from hallmark.stages.graph import Stage
 from hallmark.stages.histogram import Bins, histograms, rounded
-from hallmark.stages.judge import judge, kind_of
+from hallmark.stages.judge import judge
 from hallmark.stages.projection import projection
 from hallmark.training import LightningTrainer
 from hallmark.training_settings import Deadline, TrainerSettings

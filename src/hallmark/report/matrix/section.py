@@ -6,7 +6,7 @@ import pandas as pd
 
 from hallmark.report import contents, hidden, surveys
 from hallmark.report.figures import p_values
-from hallmark.report.matrix import calibration, choice, figures, tables
+from hallmark.report.matrix import calibration, choice, figures, forging, tables
 from hallmark.report.matrix.removal import IMPOSSIBLE, KEPT, NOT_RUN, REMOVED, cells
 from hallmark.report.shown import JUDGED, UNJUDGED, Shown
 
@@ -40,8 +40,9 @@ def shown(rows: pd.DataFrame, name: str, scale: str) -> Shown:
     pictures = figures.pictures(found, rows, guilty, name)
     pictures += [picture for picture in (p_values(rows, f"{name}_pvalues"),) if picture is not None]
     made = choice.choices(found, rows, guilty)
+    said = (*_facts(found, guilty), *forging.facts(rows), *map(choice.sentence, made))
     return Shown(
-        facts=(*_facts(found, guilty), *map(choice.sentence, made)) if scale in JUDGED else (UNJUDGED,),
+        facts=said if scale in JUDGED else (UNJUDGED,),
         tables=tuple(calibration.marked(table, guilty) for table in drawn if len(table.frame)),
         pictures=tuple(pictures),
         choice=choice.paragraph(made, scale) if scale in JUDGED else "",

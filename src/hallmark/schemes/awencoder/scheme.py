@@ -128,6 +128,11 @@ class AWEncoder(QueryScheme):
             )
 
     @property
+    def embedded(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The perturbation, where it moves along with the encoder."""
+        return ("perturbation",) if self.embedding.perturbation == "alternating" else ()
+
+    @property
     def decoy_work(self) -> int:
         """Images through the network, a backward pass counting double, that making a decoy costs; for estimates."""
         return 3 * self.perturbation.steps * self.perturbation.batch

@@ -84,6 +84,11 @@ class DatasetInference(Scheme):
         tensors = {**key.tensors, "judged": torch.cat([members, others]), "member": member.to(torch.uint8)}
         return replace(key, tensors=tensors)
 
+    def follows(self, key: Key, drawn: Key) -> bool:
+        """Whether the training images are the drawn ones; unseen images, which a witness adds, are not drawn."""
+        claimed = {**key.tensors, "judged": key.tensors["judged"][: self.judged]}
+        return super().follows(replace(key, tensors=claimed), drawn)
+
     def embed(
         self, host: nn.Module, key: Key, owner_data: Images, *, trainer: Trainer, generator: torch.Generator
     ) -> tuple[nn.Module, Key]:

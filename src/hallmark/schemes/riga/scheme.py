@@ -81,6 +81,7 @@ class RIGA(FilterBits):
     embedding: Embedding = field(default_factory=Embedding)
 
     name: ClassVar[str] = "riga"
+    embedded: ClassVar[tuple[str, ...]] = (f"{EXTRACTOR}.",)
 
     def __post_init__(self) -> None:
         if self.bits < 1 or self.hidden < 1:

@@ -73,6 +73,7 @@ class SSLGuard(FeatureReading):
     embedding: Embedding = field(default_factory=Embedding)
 
     name: ClassVar[str] = "sslguard"
+    embedded: ClassVar[tuple[str, ...]] = (*FeatureReading.embedded, "trigger")
     shown: ClassVar[tuple[str, ...]] = ("queries", "trigger", "mask")
 
     def __post_init__(self) -> None:

@@ -72,10 +72,10 @@ def draw_directions(
         centred: Whether they shall have mean zero, as all features behind a LayerNorm do.
         removed: Orthonormal rows ``(d, m)`` to which they shall be orthogonal.
     """
-    return F.normalize(_within(torch.randn(count, size, generator=generator), centred, removed), dim=1)
+    return F.normalize(within(torch.randn(count, size, generator=generator), centred, removed), dim=1)
 
 
-def _within(vectors: Tensor, centred: bool, removed: Tensor | None) -> Tensor:
+def within(vectors: Tensor, centred: bool, removed: Tensor | None) -> Tensor:
     """The part of vectors ``(…, m)`` in the space that directions are drawn from."""
     if centred:
         vectors = vectors - vectors.mean(-1, keepdim=True)
@@ -249,7 +249,7 @@ def surprise(
             f"{site.width(model)} neurons of {site.size(model)}; give the key of this network"
         )
     weight = site.read(model, neuron)[0].cpu().double()
-    weight = _within(weight, bool(site.layernorm), None if removed is None else removed.double())
+    weight = within(weight, bool(site.layernorm), None if removed is None else removed.double())
     length = float(weight.norm())
     if not length > 0 or not math.isfinite(length):  # a pruned neuron points nowhere
         return 0.0

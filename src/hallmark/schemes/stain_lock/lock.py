@@ -78,6 +78,7 @@ class Lock(Scheme):
     version: ClassVar[int] = 2
     name: ClassVar[str] = "lock"
     trains: ClassVar[bool] = False
+    embedded: ClassVar[tuple[str, ...]] = ("directions",)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -152,6 +153,14 @@ class Lock(Scheme):
             tensors = {**key.tensors, "directions": drawn.view(locks, self.draws, size), "disruptors": codes}
             found.append(Key(key.scheme, tensors, key.meta))
         return found
+
+    def follows(self, key: Key, drawn: Key) -> bool:
+        """Whether all that is drawn is the same, and the directions are among the candidates."""
+        kept, candidates = key.tensors["directions"], drawn.tensors["directions"]
+        if kept.shape[::2] != candidates.shape[::2]:
+            return False
+        among = (kept[:, :, None] == candidates[:, None]).all(-1).any(-1)
+        return super().follows(key, drawn) and bool(among.all())
 
     def embed(
         self, host: nn.Module, key: Key, owner_data: Images, *, trainer: Trainer, generator: torch.Generator
