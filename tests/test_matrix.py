@@ -171,6 +171,24 @@ def test_one_host_of_each_kind_serves_all_and_one_original_is_attacked_for_all(p
         assert count["attack"] == len(attacks)
 
 
+def test_another_attack_adds_its_column_and_nothing_else(parts: Parts) -> None:
+    """Every stage that was there keeps its key, so that what is stored stays; what is new stands on the new attack."""
+    added = "+attacks.more={_target_: hallmark.attacks.perturb.WeightNoise, strength: sigma, strengths: [0.7]}"
+    for name, part in planned("scale=cpu", added).items():
+        known = {stage.key for stage in parts[name].stages}
+        assert known < {stage.key for stage in part.stages}
+        new = [stage for stage in part.stages if stage.key not in known]
+        schemes = len(SCHEMES[name])
+        # on each marked model and on the original; judged by each key: the marked one's, and all of the original's
+        assert Counter(stage.kind for stage in new) == {
+            "attack": schemes + 1, "transfer": schemes + 1, "verify": 2 * schemes
+        }  # fmt: skip
+        attacks = {stage.key for stage in new if stage.kind == "attack"}
+        assert {stage.config["attack"]["sigma"] for stage in new if stage.kind == "attack"} == {0.7}
+        role = {"transfer": "host", "verify": "subject"}
+        assert all(stage.inputs[role[stage.kind]].key in attacks for stage in new if stage.kind in role)
+
+
 def left(stage: Stage) -> dict[str, Any]:
     """What a finished stage says where nothing was measured."""
     nothing: dict[str, Any] = {"seconds": 1.0, "device": "d", "commit": "c"}
@@ -183,8 +201,8 @@ def test_rows_say_what_is_not_applicable(parts: Parts) -> None:
     assert len(found) == len(part.unfit)
     assert Row(
         experiment="matrix/images", paper="matrix", scheme="deep_watermark", host="unet", dataset="photographs",
-        attack="finetune", unit="works on classifiers and encoders, but the host is a network from images to images", suspect="marked",
-        scale="cpu", metric="not_applicable", value=1,
+        attack="finetune", suspect="marked",
+        unit="works on classifiers and encoders, but the host is a network from images to images", scale="cpu", metric="not_applicable", value=1,
     ) in found  # fmt: skip
     assert {(row.strength, row.value, row.count) for row in found} == {(0, 1, None)}
 
