@@ -18,7 +18,7 @@ from hallmark.stages.plan import plan
 CLASSES = 10
 
 
-class Touched(Exception):
+class TouchedError(Exception):
     """The attacker's images were looked at."""
 
 
@@ -26,10 +26,10 @@ class Nothing:
     """Where the attacker's images would be; whoever looks, or trains on them, learns that there are none."""
 
     def __len__(self) -> int:
-        raise Touched
+        raise TouchedError
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise Touched
+        raise TouchedError
 
     def unlabelled(self) -> "Nothing":
         return self
@@ -74,7 +74,7 @@ def test_attacks_that_say_they_need_no_images_look_at_none_and_the_others_do(lis
         try:
             attack.apply(victim, Nothing(), trainer=Nothing(), generator=generator(0, "attack"))  # type: ignore[arg-type]
             looked = False
-        except Touched:
+        except TouchedError:
             looked = True
         said[looked].add(attack.name)
         assert looked == (attack.images_used(images) > 0), (kind, attack)

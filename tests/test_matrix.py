@@ -172,12 +172,13 @@ def test_one_host_of_each_kind_serves_all_and_one_original_is_attacked_for_all(p
 
 
 def test_another_attack_adds_its_column_and_nothing_else(parts: Parts) -> None:
-    """Every stage that was there keeps its key, so that what is stored stays; what is new stands on the new attack."""
+    """What is stored stays, but a sheet, whose pictures show every attack; what is new stands on the new attack."""
     added = "+attacks.more={_target_: hallmark.attacks.perturb.WeightNoise, strength: sigma, strengths: [0.7]}"
     for name, part in planned("scale=cpu", added).items():
-        known = {stage.key for stage in parts[name].stages}
+        known = {stage.key for stage in parts[name].stages if stage.kind != "sheet"}
         assert known < {stage.key for stage in part.stages}
-        new = [stage for stage in part.stages if stage.key not in known]
+        assert sum(stage.kind == "sheet" for stage in part.stages) == (name == "matrix/images")
+        new = [stage for stage in part.stages if stage.key not in known and stage.kind != "sheet"]
         schemes = len(SCHEMES[name])
         # on each marked model and on the original; judged by each key: the marked one's, and all of the original's
         assert Counter(stage.kind for stage in new) == {
