@@ -75,13 +75,15 @@ def hallmark(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_the_guides_scheme_and_attack_are_a_line_and_a_column_of_the_matrix(outside: Path, monkeypatch) -> None:
     hallmark(monkeypatch, *cut(COMMANDS[1]))
     rows = read(outside / "trial" / "runs.csv")
     judged = rows[(rows["metric"] == "p_value") & (rows["suspect"] == "marked")]
     assert judged["value"].between(0, 1).all()
     clean = judged[judged["attack"] == "none"]
-    assert clean.loc[clean["scheme"] == "filter_signs", "value"].tolist() == [2.0**-16]  # all of 16 signs are right
+    # all of 16 signs are right
+    assert clean.loc[clean["scheme"] == "filter_signs", "value"].tolist() == [pytest.approx(2.0**-16, rel=1e-5)]
     met = set(judged.loc[judged["attack"] != "none", ["scheme", "attack"]].itertuples(index=False, name=None))
     assert met == set(product(SCHEMES, ATTACKS))
     assert set(judged.loc[judged["attack"] == "drop_filters", "strength"]) == {0.1, 0.5}
@@ -100,7 +102,7 @@ def assert_in_the_report(rows: pd.DataFrame) -> None:
     assert set(table.frame["scheme"]) == SCHEMES
     assert {attack.replace("_", " ") for attack in ATTACKS} <= set(table.heads)
     heat_map = next(picture for picture in shown.pictures if picture.name == "matrix_smoke_classifiers_heatmap")
-    figure = Figure()
+    figure = Figure(layout="constrained")
     heat_map.draw(figure)
     labels = {text.get_text().rstrip("†") for text in figure.axes[0].get_yticklabels()}
     assert labels == SCHEMES
@@ -118,7 +120,8 @@ def test_they_are_planned_alike_from_configuration_files_of_ones_own(outside: Pa
     plans = []
     for command in COMMANDS[1:]:
         hallmark(monkeypatch, *cut(command), "--plan")
-        plans.append(capsys.readouterr().out)
+        plans.append(sorted(capsys.readouterr().out.splitlines()))
     assert len(plans) == 2
     assert plans[0] == plans[1]
-    assert "drop_filters 0.5 share of filters on filter_signs in supervised seed 0" in plans[0]
+    label = "drop_filters 0.5 share of filters on filter_signs in supervised seed 0"
+    assert any(label in line for line in plans[0])

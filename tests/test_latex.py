@@ -58,7 +58,8 @@ def plain(cell: str) -> str:
         elif rest[0] == "\\" and rest[1] in "&%$#_{}":
             made, rest = made + rest[1], rest[2:]
         else:
-            assert rest[0].isascii() and rest[0] not in "\\&%$#_{}~^", f"{rest[0]!r} is not escaped in {cell!r}"
+            assert rest[0].isascii(), f"{rest[0]!r} is left as it is in {cell!r}"
+            assert rest[0] not in "\\&%$#_{}~^", f"{rest[0]!r} is not escaped in {cell!r}"
             made, rest = made + rest[0], rest[1:]
     return made
 

@@ -203,7 +203,8 @@ def test_rows_say_what_is_not_applicable(parts: Parts) -> None:
     assert Row(
         experiment="matrix/images", paper="matrix", scheme="deep_watermark", host="unet", dataset="photographs",
         attack="finetune", suspect="marked",
-        unit="works on classifiers and encoders, but the host is a network from images to images", scale="cpu", metric="not_applicable", value=1,
+        unit="works on classifiers and encoders, but the host is a network from images to images",
+        scale="cpu", metric="not_applicable", value=1,
     ) in found  # fmt: skip
     assert {(row.strength, row.value, row.count) for row in found} == {(0, 1, None)}
 

@@ -143,7 +143,9 @@ class ImagesOnly(Scheme):
 
 def test_a_pair_that_makes_no_sense_is_refused_when_it_is_composed(config):
     impossible = copy.deepcopy(config) | {"scheme": {"_target_": f"{__name__}.ImagesOnly"}}
-    with pytest.raises(ConfigError, match=r"'images_only' marks networks from images to images, but the host is an encoder"):
+    with pytest.raises(
+        ConfigError, match=r"'images_only' marks networks from images to images, but the host is an encoder"
+    ):
         plan(impossible, prints)
 
 

@@ -1,4 +1,4 @@
-"""The check that two processes shared a run: what it reads from the command's own words, and that it sees what is amiss."""
+"""The check that two processes shared a run: what it reads from what they print, and that it sees what is amiss."""
 
 import sys
 from pathlib import Path
@@ -68,20 +68,20 @@ def logs() -> list[str]:
     return [log(*part) for part in PLAN.values()]
 
 
-def rows() -> pd.DataFrame:
-    places = [(e, s, a) for e, s in (("e/one", "wpe"), ("e/two", "lock")) for a in ("none", "prune")]
-    frame = pd.DataFrame(places, columns=["experiment", "scheme", "attack"])
-    return frame.assign(metric="p_value", suspect="marked")
+ROWS = pd.DataFrame(
+    [(e, s, a) for e, s in (("e/one", "wpe"), ("e/two", "lock")) for a in ("none", "prune")],
+    columns=["experiment", "scheme", "attack"],
+).assign(metric="p_value", suspect="marked")
 
 
 def test_a_run_that_was_shared_as_it_should_be_has_no_faults(script) -> None:
-    assert script.faults(PLAN, logs(), STORED, rows()) == []
+    assert script.faults(PLAN, logs(), STORED, ROWS) == []
 
 
 def test_whatever_is_amiss_is_named(script) -> None:
     one, two = logs()
 
-    def found(plan=PLAN, logs=(one, two), stored=STORED, rows=rows()) -> str:
+    def found(plan=PLAN, logs=(one, two), stored=STORED, rows=ROWS) -> str:
         return "\n".join(script.faults(plan, logs, stored, rows))
 
     assert "('pretrain', 'host') was done 2 times" in found(logs=(one, f"{two}\n{log(('pretrain', 'host'))}"))
@@ -92,6 +92,6 @@ def test_whatever_is_amiss_is_named(script) -> None:
     assert "process 1 did no stage" in found(logs=(f"{one}\n{two}", ""))
     assert "the store holds 3 stages, not the 4" in found(stored=STORED[1:])
     assert "the store holds 4 stages, not the 4" in found(stored=[*STORED[1:], "4" * 64])
-    assert "e/two has no verdict on lock attacked" in found(rows=rows()[:3])
-    assert "e/one has no verdict on wpe unattacked" in found(rows=rows()[1:])
+    assert "e/two has no verdict on lock attacked" in found(rows=ROWS[:3])
+    assert "e/one has no verdict on wpe unattacked" in found(rows=ROWS[1:])
     assert found(plan={})

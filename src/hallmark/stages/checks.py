@@ -112,7 +112,9 @@ def check_scheme(scheme: Scheme, kind: HostKind) -> None:
 def check_hosts(component: Attack | Detector | Task | Survey, kind: HostKind, what: str) -> None:
     """Refuse an attack, detector, task or survey that does not work on hosts of a kind."""
     if kind not in component.hosts:
-        raise UnfitError(f"works on {_kinds(component.hosts)}, but the host is {kind.one}", f"{what} {component.name!r}")
+        raise UnfitError(
+            f"works on {_kinds(component.hosts)}, but the host is {kind.one}", f"{what} {component.name!r}"
+        )
 
 
 def check_attack(attack: Attack, kind: HostKind, host: Callable[[], nn.Module]) -> None:
