@@ -1,4 +1,4 @@
-.PHONY: install demo test lint report clean
+.PHONY: install demo test matrix-smoke lint report clean
 
 PYTHON ?= python3
 BIN ?= .venv/bin
@@ -14,6 +14,9 @@ demo:             ## the whole story in minutes, without any download
 
 test:             ## every test, two at a time
 	$(BIN)/pytest -n 2
+
+matrix-smoke:     ## every scheme against every attack on generated images, by two processes that share one store; minutes
+	$(BIN)/python scripts/share_run.py $(BIN)/hallmark -m experiment=matrix scale=smoke
 
 lint:             ## style, docstrings and types
 	$(BIN)/ruff check src tests scripts

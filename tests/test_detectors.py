@@ -380,9 +380,9 @@ def test_the_experiment_marks_detectors_and_measures_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("scheme.kind=internal", "marks classifier, but the host is a detector"),
-        ("variants.stain.code=true", "marks classifier, encoder, but the host is a detector"),
-        ("+task@tasks.classification=classification", "works on classifier, but the host is a detector"),
+        ("scheme.kind=internal", "marks classifiers, but the host is an object detector"),
+        ("variants.stain.code=true", "marks classifiers and encoders, but the host is an object detector"),
+        ("+task@tasks.classification=classification", "works on classifiers, but the host is an object detector"),
         ("scheme.layer=layer9.conv1", "does not exist; there are: .*network.backbone.stem.0"),
         ("data.size=60", "multiple of 32"),
         ("pretrains.detection.weights=COCO_V1", "either epochs ≥ 1 or weights"),

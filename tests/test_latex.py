@@ -18,13 +18,18 @@ NASTY = [
     ["a & b", "100 %", "$x$ #1 {y}", "under_score"],
     ["~ ^ \\", "1 ± 2", "−3.0 … +4", "3 × 4 – 5"],
     ["< 0.1 | > 2", "“quoted”", "n/a (a)", "wpe† α ≤ 1"],
+    ["±ε / %", "‖w‖∞ · 255", "x ≥ ½ √n", "λ₁ ≈ 10⁻² → σ²"],
 ]
 # what commands stand for, from the LaTeX companion's tables of symbols
 SYMBOLS = {
     r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textbackslash{}": "\\", r"\textless{}": "<",
     r"\textgreater{}": ">", r"\textbar{}": "|", r"\dots{}": "…", r"$\pm$": "±", r"$\times$": "×", "$-$": "−",
-    r"$\alpha$": "α", r"$\le$": "≤", "``": "“", "''": "”", "--": "–",
+    r"$\alpha$": "α", r"$\le$": "≤", "``": "“", "''": "”", "--": "–", r"\textdagger{}": "†",
+    r"$\varepsilon$": "ε", r"$\|$": "‖", r"$\infty$": "∞", r"$\cdot$": "·", r"$\ge$": "≥", r"$\frac{1}{2}$": "½",
+    r"$\surd$": "√", r"$\lambda$": "λ", "$_1$": "₁", r"$\approx$": "≈", "$^-$": "⁻", "$^2$": "²", r"$\to$": "→",
+    r"$\sigma$": "σ", r"\textdegree{}": "°",
 }  # fmt: skip
+RESULTS = Path(__file__).parents[1] / "results" / "tables"
 
 
 def table(lines: list[list[str]], name: str = "t") -> Table:
@@ -53,6 +58,7 @@ def plain(cell: str) -> str:
         elif rest[0] == "\\" and rest[1] in "&%$#_{}":
             made, rest = made + rest[1], rest[2:]
         else:
+            assert rest[0].isascii(), f"{rest[0]!r} is left as it is in {cell!r}"
             assert rest[0] not in "\\&%$#_{}~^", f"{rest[0]!r} is not escaped in {cell!r}"
             made, rest = made + rest[0], rest[1:]
     return made
@@ -66,6 +72,20 @@ def test_what_was_written_is_read_back(write, times) -> None:
     assert letters == "llll"
     assert head == shown.heads
     assert lines == NASTY * times
+
+
+@pytest.mark.parametrize("character", "ε‖∞α≥≤×±−·…–σλτ²₀½√≈→†°“”é")
+def test_no_character_is_left_to_the_fonts(character: str) -> None:
+    """pdfLaTeX reads ASCII whatever the encoding and the fonts; a formula starts and ends within a character."""
+    written = latex.escape(character)
+    assert written.isascii()
+    assert written != character
+    assert written.count("$") in (0, 2)
+
+
+def test_every_character_of_the_record_is_written_in_ascii() -> None:
+    shown = "".join(path.read_text(encoding="utf-8") for path in sorted(RESULTS.glob("*.md")))
+    assert {character for character in set(shown) if not latex.escape(character).isascii()} == set()
 
 
 def test_captions_hold_title_and_note_and_labels_the_name() -> None:

@@ -85,27 +85,31 @@ def test_the_cells_that_are_not_applicable(parts: Parts) -> None:
         for name, part in parts.items()
     }
     second = "puts a second mark of the same kind over the first by training, and this one is not trained in"
-    encoder, images = (f"works on {kind}, but the host is a " for kind in ("encoder", "image_to_image"))
-    classifier, both = (f"works on {kind}, but the host is a " for kind in ("classifier", "classifier, encoder"))
+    encoder, classifier, network = (
+        f", but the host is {one}" for one in ("an encoder", "a classifier", "a network from images to images")
+    )
+    encoders, classifiers, networks = (
+        f"works on {many}" for many in ("encoders", "classifiers", "networks from images to images")
+    )
     assert pure["matrix/encoders"] == {
-        **{(verb, f"{images}encoder"): 7 for verb in ("surrogate", "erase")},
-        **{(verb, f"{classifier}encoder"): 7 for verb in ("refit", "invert")},
+        **{(verb, networks + encoder): 7 for verb in ("surrogate", "erase")},
+        **{(verb, classifiers + encoder): 7 for verb in ("refit", "invert")},
         ("overwrite", second): 1,  # dataset_inference
     }
     assert pure["matrix/classifiers"] == {
-        ("extract", f"{encoder}classifier"): 5,
-        **{(verb, f"{images}classifier"): 5 for verb in ("surrogate", "erase")},
+        ("extract", encoders + classifier): 5,
+        **{(verb, networks + classifier): 5 for verb in ("surrogate", "erase")},
         ("overwrite", second): 1,  # lock; stain is overwritten by four neurons of the attacker's own
     }
     expected = {
-        **dict.fromkeys(("extract",), f"{encoder}image_to_image"),
-        **dict.fromkeys(("refit", "invert"), f"{classifier}image_to_image"),
+        **dict.fromkeys(("extract",), encoders + network),
+        **dict.fromkeys(("refit", "invert"), classifiers + network),
         **dict.fromkeys(
             (
                 *("finetune", "permute", "rescale", "insert_neurons", "remove_neurons", "reestimate", "distill"),
                 *("adversarial_training", "chain", "neural_cleanse", "regularise"),
             ),
-            f"{both}image_to_image",
+            f"{classifiers} and encoders{network}",
         ),
     }
     assert pure["matrix/images"] == dict.fromkeys(expected.items(), 1)
@@ -166,6 +170,25 @@ def test_one_host_of_each_kind_serves_all_and_one_original_is_attacked_for_all(p
         assert count["attack"] == len(attacks)
 
 
+def test_another_attack_adds_its_column_and_nothing_else(parts: Parts) -> None:
+    """What is stored stays, but a sheet, whose pictures show every attack; what is new stands on the new attack."""
+    added = "+attacks.more={_target_: hallmark.attacks.perturb.WeightNoise, strength: sigma, strengths: [0.7]}"
+    for name, part in planned("scale=cpu", added).items():
+        known = {stage.key for stage in parts[name].stages if stage.kind != "sheet"}
+        assert known < {stage.key for stage in part.stages}
+        assert sum(stage.kind == "sheet" for stage in part.stages) == (name == "matrix/images")
+        new = [stage for stage in part.stages if stage.key not in known and stage.kind != "sheet"]
+        schemes = len(SCHEMES[name])
+        # on each marked model and on the original; judged by each key: the marked one's, and all of the original's
+        assert Counter(stage.kind for stage in new) == {
+            "attack": schemes + 1, "transfer": schemes + 1, "verify": 2 * schemes
+        }  # fmt: skip
+        attacks = {stage.key for stage in new if stage.kind == "attack"}
+        assert {stage.config["attack"]["sigma"] for stage in new if stage.kind == "attack"} == {0.7}
+        role = {"transfer": "host", "verify": "subject"}
+        assert all(stage.inputs[role[stage.kind]].key in attacks for stage in new if stage.kind in role)
+
+
 def left(stage: Stage) -> dict[str, Any]:
     """What a finished stage says where nothing was measured."""
     nothing: dict[str, Any] = {"seconds": 1.0, "device": "d", "commit": "c"}
@@ -178,7 +201,8 @@ def test_rows_say_what_is_not_applicable(parts: Parts) -> None:
     assert len(found) == len(part.unfit)
     assert Row(
         experiment="matrix/images", paper="matrix", scheme="deep_watermark", host="unet", dataset="photographs",
-        attack="finetune", unit="works on classifier, encoder, but the host is a image_to_image", suspect="marked",
+        attack="finetune", suspect="marked",
+        unit="works on classifiers and encoders, but the host is a network from images to images",
         scale="cpu", metric="not_applicable", value=1,
     ) in found  # fmt: skip
     assert {(row.strength, row.value, row.count) for row in found} == {(0, 1, None)}
@@ -202,7 +226,7 @@ ENCODERS = {"_target_": "hallmark.schemes.wpe.WPE"}
 @pytest.mark.parametrize(
     ("attack", "verb", "reason"),
     [
-        (EXTRACT | {"strengths": [64]}, "extract", "works on encoder, but the host is a classifier"),
+        (EXTRACT | {"strengths": [64]}, "extract", "works on encoders, but the host is a classifier"),
         (PRUNE | {"strengths": [0.5]}, "prune", "unknown layer 'group9'"),
     ],
 )
@@ -238,16 +262,16 @@ def test_a_mistake_is_refused_however_lenient_the_experiment(bits: dict[str, Any
 
 def test_a_scheme_that_cannot_mark_the_hosts_is_a_cell_without_an_attack(bits: dict[str, Any]) -> None:
     both = bits | {"variants": {"uchida": {}, "wpe": ENCODERS}}
-    with pytest.raises(ConfigError, match="scheme 'wpe' marks encoder, but the host is a classifier"):
+    with pytest.raises(ConfigError, match="scheme 'wpe' marks encoders, but the host is a classifier"):
         plan(both, prints)
     experiment = plan(both | {"unfit": "note"}, prints)
     (cell,) = experiment.unfit
-    assert (cell.mark.name, cell.attack, cell.reason) == ("wpe", "none", "marks encoder, but the host is a classifier")
+    assert (cell.mark.name, cell.attack, cell.reason) == ("wpe", "none", "marks encoders, but the host is a classifier")
     assert {subject.mark.name for subject in experiment.subjects} == {"uchida"}
 
 
 def test_an_experiment_whose_hosts_bear_none_of_its_marks_is_refused(bits: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="scheme 'wpe' marks encoder"):
+    with pytest.raises(ConfigError, match="scheme 'wpe' marks encoders"):
         plan(bits | {"variants": {"wpe": ENCODERS}, "unfit": "note"}, prints)
 
 

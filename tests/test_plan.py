@@ -143,7 +143,9 @@ class ImagesOnly(Scheme):
 
 def test_a_pair_that_makes_no_sense_is_refused_when_it_is_composed(config):
     impossible = copy.deepcopy(config) | {"scheme": {"_target_": f"{__name__}.ImagesOnly"}}
-    with pytest.raises(ConfigError, match=r"'images_only' marks image_to_image, but the host is a encoder"):
+    with pytest.raises(
+        ConfigError, match=r"'images_only' marks networks from images to images, but the host is an encoder"
+    ):
         plan(impossible, prints)
 
 
@@ -218,7 +220,7 @@ def test_variants_change_nested_fields_alone(bits):
 
 def test_a_variant_can_be_another_scheme(bits):
     other = bits | {"variants": {"uchida": {}, "none": {"_target_": "hallmark.schemes.wpe.WPE"}}}
-    with pytest.raises(ConfigError, match="'wpe' marks encoder, but the host is a classifier"):
+    with pytest.raises(ConfigError, match="'wpe' marks encoders, but the host is a classifier"):
         plan(other, prints)
 
 

@@ -100,7 +100,7 @@ def test_a_family_bounds_the_smallest_p() -> None:
     ("override", "message"),
     [
         ("scale.imaging.side=48", "each side must be a multiple"),
-        ("scheme=uchida", "the host is a image_to_image"),
+        ("scheme=uchida", "the host is a network from images to images"),
         ("scale.imaging.size=16", "does not fit into 16x16 images"),
         ("pretrains.restoration.fit.batch=1000", "exceeds the owner's"),
         ("trainer.devices=2", "set trainer.devices=1"),

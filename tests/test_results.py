@@ -12,6 +12,7 @@ from hallmark.stages.plan import plan
 from hallmark.stages.results import rows
 from smoke import TINY
 
+COUNTED_IMAGES = 127
 PLACE = {
     "downstream": "", "task": "", "foreign": [0, 0], "null_p": [], "figures": {}, "detected": False, "p_value": 0.4,
     "p_min": 0.02,
@@ -34,6 +35,7 @@ def left(stage: Stage) -> dict[str, Any]:
     made: dict[str, Any] = {"seconds": 2.0, "device": "d", "commit": "c"}
     if stage.kind == "attack":
         made["queries"] = 64 if "extract" in stage.label else 0
+        made |= {"images": COUNTED_IMAGES} if "overwrite" in stage.label else {}
     if stage.kind == "transfer":
         made["measurements"] = []
     if stage.kind == "verify":
@@ -55,6 +57,18 @@ def test_a_theft_says_what_it_asked_and_weights_ask_nothing(found: list[Row]) ->
     assert {row.attack for row in found if row.metric == "seconds"} == {
         *("none", "extract", "finetune", "prune", "overwrite")
     }
+
+
+def test_what_attackers_had_is_said_of_every_theft(found: list[Row]) -> None:
+    """A third of 384 images are the attacker's; a stage that counted what it looked at knows better than the plan."""
+    had = [row for row in found if row.metric == "attacker_images"]
+    assert {(row.attack, row.suspect, row.scheme, row.value) for row in had} == {
+        (attack, suspect, scheme, images)
+        for attack, images in {"extract": 64, "finetune": 128, "prune": 0, "overwrite": COUNTED_IMAGES}.items()
+        for suspect, scheme in (("marked", "wpe"), ("attacked_innocent", "none"))
+    }
+    thefts = {(row.attack, row.unit, row.strength, row.suspect) for row in found if row.metric == "seconds"}
+    assert len(had) == len({place for place in thefts if place[0] != "none"})
 
 
 def test_what_attackers_know_is_said_once_for_each(found: list[Row]) -> None:

@@ -77,6 +77,10 @@ class Chain(Attack):
             if attack.access is not Access.WEIGHTS:
                 break
 
+    def images_used(self, images: int) -> int:
+        """Those of the step that uses most; the others may use the same."""
+        return max(attack.images_used(images) for attack in self.attacks)
+
     def work(self, images: int) -> float:
         """That of all that are made."""
         return sum(attack.work(images) for attack in self.attacks)

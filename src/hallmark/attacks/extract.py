@@ -82,6 +82,10 @@ class Extract(Attack):
         with torch.device("meta"):
             Encoder(self.backbone, self.width)
 
+    def images_used(self, images: int) -> int:
+        """Those that are asked about, before crops and flips of them are."""
+        return min(int(self.queries), images)
+
     def work(self, images: int) -> float:
         """Queries, and steps on them and on views of them."""
         sides = 2 if self.method == "stolen_encoder" else 1

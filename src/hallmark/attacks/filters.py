@@ -77,6 +77,12 @@ class PruneFilters(Attack):
         """Where training follows."""
         return bool(self.retrain_epochs)
 
+    def images_used(self, images: int) -> int:
+        """All where training follows; else those that ``activation`` looks at."""
+        if self.retrain_epochs:
+            return images
+        return self.images if self.by == "activation" else 0
+
     @property
     def strength(self) -> float:
         """Share of the filters."""

@@ -81,6 +81,10 @@ class Invert(Attack):
         """If asked to."""
         return self.labelled
 
+    def images_used(self, images: int) -> int:
+        """Those that the patch is sought with."""
+        return self.images
+
     def work(self, images: int) -> float:
         """Steps of every restart."""
         return 3.0 * self.restarts * self.steps * self.batch

@@ -35,6 +35,7 @@ class Permute(Attack):
     name: ClassVar[str] = "permute"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -79,6 +80,7 @@ class Rescale(Attack):
     name: ClassVar[str] = "rescale"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.where not in SCALINGS:
@@ -138,6 +140,7 @@ class InsertNeurons(Attack):
     name: ClassVar[str] = "insert_neurons"
     hosts: ClassVar[frozenset[HostKind]] = frozenset({HostKind.ENCODER, HostKind.CLASSIFIER})
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.kind not in INSERTIONS:

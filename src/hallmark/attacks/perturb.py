@@ -28,6 +28,7 @@ class WeightNoise(Attack):
     name: ClassVar[str] = "perturb"
     hosts: ClassVar[frozenset[HostKind]] = frozenset(HostKind)
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma < math.inf:
@@ -96,6 +97,11 @@ class WeightShift(Attack):
     def needs_labels(self) -> bool:
         """Where training follows."""
         return bool(self.retrain_epochs)
+
+    @property
+    def needs_images(self) -> bool:
+        """Where training follows."""
+        return self.needs_labels
 
     @property
     def strength(self) -> float:

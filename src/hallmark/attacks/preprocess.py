@@ -33,6 +33,7 @@ class _Around(Attack):
 
     hosts: ClassVar[frozenset[HostKind]] = _ANSWERING
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     wrapper: ClassVar[type[Wrapper]]
 

@@ -77,6 +77,11 @@ class Prune(Attack):
         return bool(self.retrain_epochs)
 
     @property
+    def needs_images(self) -> bool:
+        """Where training follows."""
+        return self.needs_labels
+
+    @property
     def strength(self) -> float:
         """Share of weights removed."""
         return self.fraction

@@ -34,6 +34,7 @@ class Quantize(Attack):
     name: ClassVar[str] = "quantize"
     hosts: ClassVar[frozenset[HostKind]] = frozenset(HostKind)
     access: ClassVar[Access] = Access.WEIGHTS
+    needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:

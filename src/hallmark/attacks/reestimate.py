@@ -36,6 +36,10 @@ class Reestimate(Attack):
         if self.images < 0 or self.images == 1 or self.images != int(self.images):
             raise ConfigError(f"reestimate images must be 0 or a whole number of at least 2, got {self.images}")
 
+    def images_used(self, images: int) -> int:
+        """The strength."""
+        return int(self.images)
+
     @property
     def strength(self) -> float:
         """Images."""

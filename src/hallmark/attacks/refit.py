@@ -63,6 +63,10 @@ class Refit(Attack):
         """Unless told to do without."""
         return self.labelled
 
+    def images_used(self, images: int) -> int:
+        """The strength."""
+        return int(self.images)
+
     @property
     def strength(self) -> float:
         """Images."""

@@ -50,6 +50,10 @@ class RemoveNeurons(Attack):
         if self.images < 1:
             raise ConfigError(f"remove_neurons images must be at least 1, got {self.images}")
 
+    def images_used(self, images: int) -> int:
+        """Those that ``silent`` looks at."""
+        return self.images if self.by == "silent" else 0
+
     @property
     def strength(self) -> float:
         """Share of the neurons."""

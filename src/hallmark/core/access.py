@@ -15,6 +15,24 @@ class HostKind(StrEnum):
     DETECTOR = "detector"
     """Images ``(B, 3, H, W)`` to boxes with labels and scores."""
 
+    @property
+    def one(self) -> str:
+        """One of them in words, such as ``an encoder``."""
+        return _WORDS[self][0]
+
+    @property
+    def many(self) -> str:
+        """Several of them in words, such as ``encoders``."""
+        return _WORDS[self][1]
+
+
+_WORDS = {
+    HostKind.ENCODER: ("an encoder", "encoders"),
+    HostKind.CLASSIFIER: ("a classifier", "classifiers"),
+    HostKind.IMAGE_TO_IMAGE: ("a network from images to images", "networks from images to images"),
+    HostKind.DETECTOR: ("an object detector", "object detectors"),
+}
+
 
 class Access(StrEnum):
     """What a verifier or attacker may see of a model."""

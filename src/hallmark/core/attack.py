@@ -44,6 +44,19 @@ class Attack(ABC):
         """Whether it needs the labels of the attacker's images; they are withheld otherwise."""
         return False
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether it looks at the attacker's images at all; it is handed them in any case."""
+        return True
+
+    def images_used(self, images: int) -> int:
+        """How many of the attacker's images it looks at: what the attack takes, beside time and queries.
+
+        Args:
+            images: Number of images that the attacker has; by default all are used, or none.
+        """
+        return images if self.needs_images else 0
+
     def access_for(self, kind: HostKind) -> Access:
         """What the attacker needs to see of a victim of a kind: :attr:`access`, unless the kind decides."""
         return self.access

@@ -91,7 +91,7 @@ def _closures(
 
     def require(needed: Access) -> None:
         if needed not in LEVELS[kind] or not access.includes(needed):
-            raise AccessError(f"{needed!s} access was asked of a {kind} suspect that grants {access!s}")
+            raise AccessError(f"{needed!s} access was asked of {kind.one} that grants {access!s}")
 
     def forward(needed: Access, images: Tensor) -> Tensor:
         if needed is Access.FEATURES and kind is HostKind.CLASSIFIER:

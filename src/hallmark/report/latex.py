@@ -15,14 +15,27 @@ from hallmark.report.tables import Table
 LONGEST = 40
 """Lines up to which a table floats on one page."""
 PREAMBLE = "% needs \\usepackage{booktabs}"
+_GREEK = {
+    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "η": "eta", "θ": "theta"},
+    **{"λ": "lambda", "μ": "mu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "varphi", "χ": "chi"},
+    **{"Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Σ": "Sigma", "Φ": "Phi", "Ω": "Omega"},
+}
+_MATHEMATICS = {
+    **{"±": r"\pm", "−": "-", "×": r"\times", "÷": r"\div", "·": r"\cdot", "√": r"\surd", "‖": r"\|"},
+    **{"≤": r"\le", "≥": r"\ge", "≠": r"\ne", "≈": r"\approx", "∞": r"\infty", "∈": r"\in", "→": r"\to"},
+    **{"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "∘": r"\circ", "⊃": r"\supset"},
+    **{digit: f"_{place}" for place, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{digit: f"^{place}" for place, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "^-", "⁺": "^+"},
+    **{letter: f"\\{name}" for letter, name in _GREEK.items()},
+}
 _CHARACTERS = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
         **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-        **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "…": r"\dots{}", "–": "--"},
-        **{"≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "τ": r"$\tau$", "σ": r"$\sigma$"},
-        **{"“": "``", "”": "''", "’": "'", "→": r"$\to$", "₁": r"$_1$", "₀": r"$_0$", "<": r"\textless{}"},
-        **{">": r"\textgreater{}", "|": r"\textbar{}", "é": r"\'e", "°": r"\textdegree{}", "·": r"$\cdot$"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+        **{"…": r"\dots{}", "–": "--", "“": "``", "”": "''", "’": "'", "é": r"\'e", "ñ": r"\~n"},
+        **{"°": r"\textdegree{}", "†": r"\textdagger{}", "§": r"\S{}"},
+        **{character: f"${command}$" for character, command in _MATHEMATICS.items()},
     }
 )
 

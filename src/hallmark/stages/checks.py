@@ -101,18 +101,20 @@ def check_restoration(recipe: RestorationRecipe, where: str, host: HostRecipe, s
 def check_scheme(scheme: Scheme, kind: HostKind) -> None:
     """Refuse a scheme that does not mark hosts of a kind, or whose mark nobody could look for there."""
     if kind not in scheme.hosts:
-        raise UnfitError(f"marks {_names(scheme.hosts)}, but the host is a {kind}", f"scheme {scheme.name!r}")
+        raise UnfitError(f"marks {_kinds(scheme.hosts)}, but the host is {kind.one}", f"scheme {scheme.name!r}")
     downstream = DOWNSTREAM_ACCESS if kind is HostKind.ENCODER else frozenset()
     if not scheme.access & (LEVELS[kind] | downstream):
         raise UnfitError(
-            f"is verified at {_names(scheme.access)}, which a {kind} does not offer", f"scheme {scheme.name!r}"
+            f"is verified at {_names(scheme.access)}, which {kind.one} does not offer", f"scheme {scheme.name!r}"
         )
 
 
 def check_hosts(component: Attack | Detector | Task | Survey, kind: HostKind, what: str) -> None:
     """Refuse an attack, detector, task or survey that does not work on hosts of a kind."""
     if kind not in component.hosts:
-        raise UnfitError(f"works on {_names(component.hosts)}, but the host is a {kind}", f"{what} {component.name!r}")
+        raise UnfitError(
+            f"works on {_kinds(component.hosts)}, but the host is {kind.one}", f"{what} {component.name!r}"
+        )
 
 
 def check_attack(attack: Attack, kind: HostKind, host: Callable[[], nn.Module]) -> None:
@@ -129,7 +131,7 @@ def check_attack(attack: Attack, kind: HostKind, host: Callable[[], nn.Module]) 
     check_hosts(attack, kind, "attack")
     access = attack.access_for(kind)
     if access not in LEVELS[kind]:
-        raise UnfitError(f"needs {access}, which a {kind} does not offer", f"attack {attack.name!r}")
+        raise UnfitError(f"needs {access}, which {kind.one} does not offer", f"attack {attack.name!r}")
     if type(attack).check_host is not Attack.check_host:  # building a host takes a moment
         try:
             attack.check_host(host())
@@ -161,6 +163,12 @@ def check_distinct(subjects: Iterable[Subject]) -> None:
                 f"two attacks are called {subject.attack} {subject.strength:g} {subject.unit} and differ in what that "
                 "does not say; put them into experiments of different names"
             )
+
+
+def _kinds(kinds: Iterable[HostKind]) -> str:
+    """Kinds of host in words: ``classifiers and encoders``."""
+    *others, last = sorted(kind.many for kind in kinds)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _names(values: Iterable[Any]) -> str:

@@ -47,6 +47,7 @@ class Subject:
         unit: What the strength counts.
         transfers: Measurements by (data set, task); the data set is empty for tasks on the host's own.
         verify: Judges it.
+        images: The attacker's images that were looked at, at the most; the stage counts them.
     """
 
     stage: Stage
@@ -60,6 +61,7 @@ class Subject:
     unit: str
     transfers: Mapping[tuple[str, str], Stage]
     verify: Stage
+    images: int = 0
 
 
 @dataclass(frozen=True)

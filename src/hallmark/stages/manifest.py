@@ -5,6 +5,7 @@ import json
 import math
 import stat
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of :data:`PACKAGES`; looking for one among all that is installed takes milliseconds."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
 def write(folder: Path, identity: dict[str, Any], seconds: float) -> None:
     """Write the manifest of all files in a folder but those below ``checkpoints``.
 
@@ -132,7 +139,7 @@ def write(folder: Path, identity: dict[str, Any], seconds: float) -> None:
     if MANIFEST in sizes:
         raise StoreError(f"{folder / MANIFEST} was written by the stage; the store keeps that name for itself")
     stamps = {name: Stamp(_sha256(folder / name), size) for name, size in sizes.items()}
-    manifest = Manifest(identity, stamps, round(seconds, 3), {name: metadata.version(name) for name in PACKAGES})
+    manifest = Manifest(identity, stamps, round(seconds, 3), dict(_versions()))
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

@@ -226,7 +226,8 @@ class _Planner:
             f"{attack.name} {strength:g} {unit} on {victim.label}",
             work=attack.work(len_of(data)) * self.trained,
         )
-        return self._subject(stage, suspect, attack=attack.name, strength=attack.strength, unit=unit, **shared)
+        made: dict[str, Any] = {"attack": attack.name, "strength": attack.strength, "unit": unit}
+        return self._subject(stage, suspect, **made, images=attack.images_used(len_of(data)), **shared)
 
     def _subject(
         self,
@@ -240,6 +241,7 @@ class _Planner:
         attack: str = "none",
         strength: float = 0.0,
         unit: str = "",
+        images: int = 0,
     ) -> Subject:
         light = attack != "none" or suspect == "innocent"
         transfers = self._transfers(stage, self.config["attacked_tasks"] if light else list(self.config["tasks"]))
@@ -248,7 +250,7 @@ class _Planner:
         trials = self.config["calibration"]["trials"] if calibrates and mark.scheme.most_decoys is None else 0
         verify = self._verify(stage, embed, mark, transfers, trials)
         label = f"{self.config['host']['backbone']} {host}".strip()
-        return Subject(stage, embed, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify)
+        return Subject(stage, embed, mark, suspect, pretrain, label, attack, strength, unit, transfers, verify, images)
 
     def _verify(
         self, stage: Stage, embed: Stage, mark: Mark, transfers: Mapping[tuple[str, str], Stage], trials: int

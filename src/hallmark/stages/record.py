@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,13 @@ def record(experiment: Experiment, store: Store, folder: Path) -> tuple[list[Row
         DataError: The rows that are there are damaged.
     """
 
-    def result(stage: Stage) -> Mapping[str, Any]:
-        content: dict[str, Any] = json.loads((store.open(stage.key) / "result.json").read_text())
+    @cache
+    def left_by(key: str) -> Mapping[str, Any]:
+        content: dict[str, Any] = json.loads((store.open(key) / "result.json").read_text())
         return content
+
+    def result(stage: Stage) -> Mapping[str, Any]:
+        return left_by(stage.key)
 
     found = rows(experiment, result)
     with disk_errors(folder):

@@ -77,6 +77,11 @@ def _of_subject(subject: Subject, result: Result, shared: Mapping[str, Any]) -> 
         yield Row(
             **common, **_origin(subject.stage, made), **carried, metric="queries", value=made["queries"],
         )  # fmt: skip
+    if subject.attack != "none":
+        yield Row(
+            **common, **_origin(subject.stage, made), **carried, metric="attacker_images",
+            value=made.get("images", subject.images),
+        )  # fmt: skip
     for (downstream, task), stage in subject.transfers.items():
         content = result(stage)
         for figure in content["measurements"]:

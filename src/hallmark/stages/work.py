@@ -120,7 +120,7 @@ def _attack(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer)
         data = data.unlabelled()
     attacked = attack.apply(suspect, data, trainer=trainer, generator=generator(config["seed"], "attack", stage.key))
     files.save(attacked, folder)
-    return {"queries": suspect.queries}
+    return {"queries": suspect.queries, "images": attack.images_used(len(data))}
 
 
 def _transfer(stage: Stage, folder: Path, bench: Bench, trainer: LightningTrainer) -> dict[str, Any]:

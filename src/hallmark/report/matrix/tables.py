@@ -102,8 +102,8 @@ def removals(found: pd.DataFrame, rows: pd.DataFrame, name: str) -> Table:
     note = (
         "The cheapest strength of the attack that removes the mark, at each access that the owner may have. Removed: "
         "of the models that bore the mark, those that lost it and are worth having; at least half of them. Queries and "
-        "images are what the attacker asked and had, knows is what it knows beyond the victim; a dash where it needs "
-        "none, or where no row says it."
+        "images are what the attacker asked and looked at of its own, 0 where it needs none; knows is what it knows "
+        "beyond the victim. A dash: it asks nothing, or no row says it."
     )
     keys = tuple(key for key in ("experiment", "scheme", "variant", "owner", "attack") if frame[key].astype(bool).any())
     return Table(name, "What removal took", note, frame, (*(Column(_HEADS.get(k, k), k) for k in keys), *columns))

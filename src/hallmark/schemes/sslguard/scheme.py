@@ -75,6 +75,7 @@ class SSLGuard(FeatureReading):
     name: ClassVar[str] = "sslguard"
     embedded: ClassVar[tuple[str, ...]] = (*FeatureReading.embedded, "trigger")
     shown: ClassVar[tuple[str, ...]] = ("queries", "trigger", "mask")
+    passes: ClassVar[int] = 20  # turns of the shadow 4, of decoder and trigger 9, of the encoder 7
 
     def __post_init__(self) -> None:
         super().__post_init__()
