@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hallmark import precision
 from hallmark.core import (
     Access,
     Evidence,
@@ -199,7 +200,8 @@ def test_batches_do_not_change_answers() -> None:
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
 
-def test_autocast_still_answers_in_float32_and_close() -> None:
+def test_autocast_still_answers_in_float32_and_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device: True)  # whatever this machine computes in
     images = pictures(7)
     exact = Suspect(tiny(), HostKind.CLASSIFIER, Access.LOGITS).logits(images)
     rounded = Suspect(tiny(), HostKind.CLASSIFIER, Access.LOGITS, autocast=True).logits(images)

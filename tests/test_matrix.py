@@ -192,7 +192,9 @@ def test_another_attack_adds_its_column_and_nothing_else(parts: Parts) -> None:
 def left(stage: Stage) -> dict[str, Any]:
     """What a finished stage says where nothing was measured."""
     nothing: dict[str, Any] = {"seconds": 1.0, "device": "d", "commit": "c"}
-    return nothing | {"transfer": {"measurements": []}, "verify": {"judgements": []}}.get(stage.kind, {})
+    return nothing | {"transfer": {"measurements": []}, "verify": {"judgements": []}, "survey": {"readings": []}}.get(
+        stage.kind, {}
+    )
 
 
 def test_rows_say_what_is_not_applicable(parts: Parts) -> None:
