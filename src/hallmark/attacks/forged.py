@@ -70,7 +70,7 @@ class ForgedKeys(Survey):
         for level in _levels(scheme, kind):
             for _, forger in self._forgers(scheme, None):
                 total += forger.work + 2 * asked + (self.decoys * many if scheme.chance is None else 0)
-            total += self._tries(scheme, level) * (scheme.decoy_work + 2 * asked)
+            total += FORGERS[scheme.name].tries(level, self.tries) * (scheme.decoy_work + 2 * asked)
         return 2 * total
 
     def look(
@@ -102,7 +102,7 @@ class ForgedKeys(Survey):
     ) -> Iterator[tuple[str, Forgery]]:
         for how, forger in self._forgers(scheme, model):
             yield how, forger.forge(suspect, theirs, generator=generator)
-        tries = self._tries(scheme, suspect.access)
+        tries = FORGERS[scheme.name].tries(suspect.access, self.tries)
         if tries:
             strings = (f"public string {number}" for number in range(tries))
             yield f"best of {tries} strings", search(scheme, model, suspect, theirs, strings)
@@ -113,13 +113,6 @@ class ForgedKeys(Survey):
         if not forger.gains:
             return [("computed", forger(scheme, model, PUBLIC))]
         return [("computed", forger(scheme, model)), ("one public string", forger(scheme, model, PUBLIC))]
-
-    def _tries(self, scheme: Scheme, level: Access) -> int:
-        """Strings that are tried; none where a key needs more than what is drawn."""
-        if scheme.name in ("stain", "lock") and level is not Access.WEIGHTS:
-            return 0
-        most = FORGERS[scheme.name].most_tries
-        return self.tries if most is None else min(self.tries, most)
 
 
 def _levels(scheme: Scheme, kind: HostKind) -> list[Access]:

@@ -1,7 +1,7 @@
 """What all forgers share: the two ways to come by a key, the rule that it be drawn from a string, and the judge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -56,6 +56,8 @@ class Forger(ABC):
     """Whether a key that need not be drawn from a string is any better; otherwise the rule takes nothing away."""
     most_tries: ClassVar[int | None] = None
     """Strings that a :func:`search` can afford; None for any number, 0 where no key that is only drawn can be read."""
+    searched: ClassVar[frozenset[Access]] = frozenset(Access)
+    """Levels on which a key that is only drawn can be read."""
 
     @abstractmethod
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
@@ -84,6 +86,12 @@ class Forger(ABC):
         """Images through the network that forging costs, a backward pass counting double; for estimates alone."""
         return 0.0
 
+    @classmethod
+    def tries(cls, level: Access, most: int) -> int:
+        """Strings that are tried on a level, of at most so many."""
+        affordable = most if cls.most_tries is None else min(most, cls.most_tries)
+        return affordable if level in cls.searched else 0
+
     def copy(self, suspect: Suspect) -> nn.Module:
         """The model, from the suspect or as the forger has it."""
         self.scheme.require_access(suspect)
@@ -105,6 +113,18 @@ class Forger(ABC):
 def changed(key: Key, **tensors: Tensor) -> Key:
     """A key with some tensors in the place of its own."""
     return replace(key, tensors={**key.tensors, **tensors})
+
+
+def taught(network: nn.Module, loss: Callable[[nn.Module], Tensor], *, steps: int, lr: float = 1e-3) -> nn.Module:
+    """A copy of a network after Adam has made a loss small."""
+    network = deepcopy(network).requires_grad_(True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=lr)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss(network).backward()
+            optimiser.step()
+    return network.requires_grad_(False)
 
 
 def public_generator(public: str) -> torch.Generator:

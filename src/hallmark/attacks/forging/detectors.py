@@ -36,6 +36,7 @@ class StainForger(Forger):
     steps: int = 200
 
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS, Access.FEATURES, Access.LOGITS, Access.LABELS})
+    searched: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
 
     def needed(self, decoys: int) -> int:
         """The trigger images."""
@@ -100,6 +101,7 @@ class LockForger(Forger):
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS, Access.LOGITS})
     most_tries: ClassVar[int | None] = 50
     """A key is drawn for an edited copy of the network, which takes a moment."""
+    searched: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
 
     def needed(self, decoys: int) -> int:
         """The query images, or the natural ones that a key may look at."""
@@ -115,7 +117,8 @@ class LockForger(Forger):
         model = self.copy(suspect)
         key = self.drawn(model, images, generator)
         if suspect.access is Access.WEIGHTS:
-            rows = within(_rows(model, key), centred=bool(key.meta["site"]["layernorm"]), removed=self._removed(key))
+            centred, removed = bool(key.meta["site"]["layernorm"]), key.tensors.get("removed")
+            rows = within(_rows(model, key), centred=centred, removed=removed)
             directions = F.normalize(rows, dim=1)[:, None]
             if self.public is not None:
                 best = (key.tensors["directions"] @ directions[:, 0, :, None])[..., 0].argmax(1)
@@ -133,10 +136,6 @@ class LockForger(Forger):
             found = adapted(key.tensors[name][None], loss, steps=self.steps, like=model, radius=1.0)
             patches[name] = found[0]
         return Forgery(changed(key, **patches), suspect.access, public=self.public)
-
-    @staticmethod
-    def _removed(key: Key) -> Tensor | None:
-        return key.tensors.get("removed")
 
     def _patched(self, key: Key, size: int, generator: torch.Generator) -> Key:
         """A key with a patch of noise for each lock, side by side in the top row."""

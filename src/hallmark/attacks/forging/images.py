@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hallmark.attacks.forging.common import Forger, Forgery
+from hallmark.attacks.forging.common import Forger, Forgery, taught
 from hallmark.attacks.forging.pixels import RADIUS
 from hallmark.core import Access, Key, Suspect
 from hallmark.core.scheme import Images
@@ -80,17 +80,15 @@ class DeepWatermarkForger(Forger):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             extractor = Extractor(networks.extractor_width, networks.extractor_blocks).to(device)
-        optimiser, wanted = torch.optim.Adam(extractor.parameters(), lr=self.lr), mark.to(device).float() / 255
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                rows = torch.randint(len(marked), (self.batch,), generator=generator)
-                read = extractor(torch.cat([marked[rows], clean[rows]]).to(device).float() / 255)
-                loss = F.mse_loss(read[: self.batch], wanted.expand(self.batch, -1, -1, -1))
-                loss = loss + (read[self.batch :] - BLANK).square().mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-        return extractor.eval()
+        wanted = mark.to(device).float() / 255
+
+        def loss(network: nn.Module) -> Tensor:
+            rows = torch.randint(len(marked), (self.batch,), generator=generator)
+            read = network(torch.cat([marked[rows], clean[rows]]).to(device).float() / 255)
+            found = F.mse_loss(read[: self.batch], wanted.expand(self.batch, -1, -1, -1))
+            return found + (read[self.batch :] - BLANK).square().mean()
+
+        return taught(extractor, loss, steps=self.steps, lr=self.lr)
 
 
 class Cleaned(nn.Module):

@@ -6,16 +6,14 @@ are as they are drawn, and an honest key's network is trained too.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hallmark.attacks.forging.common import Forger, Forgery
+from hallmark.attacks.forging.common import Forger, Forgery, changed, taught
 from hallmark.core import Access, Key, Suspect
 from hallmark.core.scheme import Images
 from hallmark.schemes.feature_reading import FeatureReading, reader_of, trained
@@ -31,31 +29,31 @@ ORDERS = 8
 """Other orders that each step of training sees."""
 
 
-def taught(network: nn.Module, loss: Callable[[nn.Module], Tensor], *, steps: int, lr: float = 1e-3) -> nn.Module:
-    """A copy of a network after Adam has made a loss small."""
-    network = deepcopy(network).requires_grad_(True)
-    optimiser = torch.optim.Adam(network.parameters(), lr=lr)
-    with torch.enable_grad():
-        for _ in range(steps):
-            optimiser.zero_grad()
-            loss(network).backward()
-            optimiser.step()
-    return network.requires_grad_(False)
-
-
 @dataclass(frozen=True)
-class _ReaderForger(Forger):
-    """What forgers of networks that read features share.
+class _TeachingForger(Forger):
+    """What forgers share that train a key's network.
 
     Args:
         steps: Of training.
     """
 
-    scheme: FeatureReading
     steps: int = 100
 
-    access: ClassVar[frozenset[Access]] = frozenset({Access.FEATURES})
     gains: ClassVar[bool] = False
+
+    @property
+    def work(self) -> float:
+        """Steps that cost about as much as so many images."""
+        return float(30 * self.steps)
+
+
+@dataclass(frozen=True)
+class _ReaderForger(_TeachingForger):
+    """What forgers of networks that read features share."""
+
+    scheme: FeatureReading
+
+    access: ClassVar[frozenset[Access]] = frozenset({Access.FEATURES})
 
     def needed(self, decoys: int) -> int:
         """The query images."""
@@ -63,8 +61,8 @@ class _ReaderForger(Forger):
 
     @property
     def work(self) -> float:
-        """The queries once, and steps that cost about as much as so many images."""
-        return float(self.scheme.queries + 30 * self.steps)
+        """The queries once, and the training."""
+        return self.scheme.queries + super().work
 
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
         """A key whose network was trained on the suspect's answers."""
@@ -127,23 +125,12 @@ class RotationForger(_ReaderForger):
 
 
 @dataclass(frozen=True)
-class RIGAForger(Forger):
-    """The extractor learns to read the message from the suspect's layer, and its contrary from other orders of it.
-
-    Args:
-        steps: Of training.
-    """
+class RIGAForger(_TeachingForger):
+    """The extractor learns to read the message from the suspect's layer, and its contrary from other orders of it."""
 
     scheme: RIGA
-    steps: int = 100
 
     access: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
-    gains: ClassVar[bool] = False
-
-    @property
-    def work(self) -> float:
-        """Steps that cost about as much as so many images."""
-        return float(30 * self.steps)
 
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
         """A key whose extractor was trained on the suspect's weights."""
@@ -158,5 +145,4 @@ class RIGAForger(Forger):
             return said + F.binary_cross_entropy_with_logits(read, (1 - message).expand_as(read))
 
         extractor = taught(unpacked(key.tensors, EXTRACTOR), loss, steps=self.steps)
-        made = replace(key, tensors={**key.tensors, **packed(extractor, EXTRACTOR)})
-        return Forgery(made, suspect.access, public=self.public)
+        return Forgery(changed(key, **packed(extractor, EXTRACTOR)), suspect.access, public=self.public)
