@@ -21,18 +21,22 @@ from hallmark.stages.decoys import draw
 class SharedTrunk(nn.Module):
     """A frozen encoder that remembers its features of the last batch, for suspects that stand on one trunk.
 
-    Recognition is by identity of the tensor, which is kept alive meanwhile, so nothing can be confused.
+    Recognition is by identity of the tensor, which is kept alive meanwhile, so nothing can be confused.  The encoder is
+    made for answering when it is asked first: marks in weights never ask.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = Answering(encoder)
+        self.encoder = encoder
+        self._answering: Answering | None = None
         self._last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(B, D)`` of images ``(B, 3, H, W)``."""
+        if self._answering is None:
+            self._answering = Answering(self.encoder)
         if self._last is None or self._last[0] is not images:
-            self._last = (images, self.encoder(images))
+            self._last = (images, self._answering(images))
         return self._last[1]
 
 
