@@ -135,6 +135,45 @@ def test_cost_counts_no_loading_and_sorts_equal_clocks_by_queries_and_loss(tmp_p
     assert pd.isna(cell.share)
 
 
+@pytest.mark.parametrize(
+    ("detected", "accuracy", "state", "removed", "opened"),
+    [
+        (True, 0.1, "not removed", 0, 0),  # still shut
+        (True, 0.80, "not removed", 0, 0),  # six points below what it did with its patch
+        (True, 0.83, "opened", 0, 1),
+        (False, 0.83, "removed", 1, 0),
+        (False, 0.1, "not removed", 0, 0),  # a thief has nothing from losing the mark alone
+    ],
+)
+def test_a_locked_model_is_worth_what_it_does_with_its_patch(
+    tmp_path: Path, detected: bool, accuracy: float, state: str, removed: int, opened: int
+) -> None:
+    patched = Row(**PLACE, scheme="s", suspect="marked", metric="unlocked_accuracy", unit="patch", value=0.86)
+    worn = [replace(patched, unit=unit, value=0.1) for unit in ("patch, jpeg 25", "random patch")]
+    unmarked = Row(
+        **PLACE, scheme="none", suspect="original", metric="accuracy", task="linear_probe", downstream="a", value=0.87
+    )
+    spent = Row(**PLACE, **PRUNED, scheme="s", suspect="marked", metric="seconds", value=5.0)
+    trained = Row(**PLACE, scheme="none", suspect="original", metric="seconds", value=100.0)
+    made = [*worn, patched, unmarked, spent, trained, *judged(True, 0.1), *judged(detected, accuracy, **PRUNED)]
+    rows = frame(tmp_path, made)
+    found = removal.cells(rows)
+    (cell,) = found.itertuples()
+    assert (cell.state, cell.removed, cell.opened) == (state, removed, opened)
+    assert removal.embedding_loss(rows)["lost"].tolist() == pytest.approx([0.01])
+    assert removal.attacked(rows)["loss"].tolist() == pytest.approx([0.86 - accuracy])
+    assert removal.attacked(rows)["as_stolen"].tolist() == [0.1]
+    (line,) = tables.matrix(found, rows, "m").texts()
+    assert line[2:4] == ["1.0", "0/1" if state in removal.BROKEN else "1/1"]
+    assert line[4] == {"opened": "opened, 5.0 % (−3.0)", "removed": "5.0 % (−3.0)"}.get(state, state)
+    (best,) = choice.choices(found, rows, {})
+    assert best.cheapest.startswith({"opened": "prune, 0.5 fraction, opens it", "removed": "prune"}.get(state, ""))
+    assert bool(best.cheapest) == (state in removal.BROKEN)
+    (heat_map,) = [picture for picture in pictures(found, rows, {}, "m") if picture.name.endswith("heatmap")]
+    drawn = "".join(ElementTree.fromstring(heat_map.svg).itertext())
+    assert ("5.0°" in drawn) == (state == "opened")
+
+
 def test_utility_of_networks_that_give_images_is_their_similarity(tmp_path: Path) -> None:
     rows = frame(tmp_path, list(matrix_rows("matrix/images")))
     cells = {(c.scheme, c.owner, c.attack): c.state for c in removal.cells(rows).itertuples()}

@@ -150,7 +150,7 @@ def attacks(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.
     costs = {metric: _cost(frame, marked, metric) for metric in COSTS}
     frame = frame.assign(**costs, tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
     frame["outcome"] = [
-        _outcome(*line)
+        outcome(*line)
         for line in zip(frame["detected_before"], frame["detected"], frame["loss"], frame["tolerance"], strict=True)
     ]
     places = [*model, *ATTACK, "access"]
@@ -177,7 +177,8 @@ def removals(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd
     return frame.reindex(columns=rows.columns).astype(rows.dtypes)
 
 
-def _outcome(before: float, after: float, loss: float, tolerance: float) -> str:
+def outcome(before: float, after: float, loss: float, tolerance: float) -> str:
+    """One of :data:`OUTCOMES`, from the verdicts before and after (1, 0 or NaN), the utility lost and what may be."""
     if before == 0:
         return "absent"
     if before != 1 or after != after:

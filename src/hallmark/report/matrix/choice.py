@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hallmark.report import analysis
-from hallmark.report.matrix.removal import REMOVED, SCHEME, decided, embedding_loss, grants, strongest_first, survived
+from hallmark.report.matrix.removal import (
+    BROKEN,
+    REMOVED,
+    SCHEME,
+    decided,
+    embedding_loss,
+    grants,
+    strongest_first,
+    survived,
+)
 from hallmark.report.matrix.tables import loss_text, percent
 from hallmark.report.tables import NOTHING, plain
 
@@ -136,13 +145,14 @@ def _best(own: pd.DataFrame, owner: str) -> pd.Series | None:
 
 def _cheapest(found: pd.DataFrame, line: pd.Series) -> str:
     mine = found[(found[[*SCHEME, "owner"]] == line[[*SCHEME, "owner"]].tolist()).all(axis=1)]
-    gone = mine[mine["state"] == REMOVED].sort_values(["share", "loss", "attack"])
+    gone = mine[mine["state"].isin(BROKEN)].sort_values(["share", "loss", "attack"])
     if gone.empty:
         return ""
     first = gone.iloc[0]
     what = f"{first['attack']}, {plain(first['strength'])} {first['unit']}".rstrip()
     cost = percent(first["share"])
-    price = "removes it" if cost == NOTHING else f"removes it for {cost} % of training the host"
+    price = "removes it" if first["state"] == REMOVED else "opens it"
+    price += "" if cost == NOTHING else f" for {cost} % of training the host"
     return f"{what}, {price} and {loss_text(first['loss'])} points of utility"
 
 

@@ -69,8 +69,9 @@ def pareto(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty, name: str) -
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
     caption = (
-        "One point a scheme: what embedding cost the host, and the share of the attacks it was tried under that do not "
-        "remove it, verified by the strongest access. The dashed line joins the schemes that no other beats in both."
+        "One point a scheme: what embedding cost the host, and the share of the attacks it was tried under that "
+        "neither remove it nor open its lock, verified by the strongest access. The dashed line joins the schemes that "
+        "no other beats in both."
         + (" Hollow: accuses innocents more often than alpha." if any(_guilty(points, guilty)) else "")
     )
     heading = f"Fidelity against robustness: {found['experiment'].iloc[0]}"
@@ -114,8 +115,9 @@ def _draw_curves(figure: Figure, part: pd.DataFrame, schemes: list[tuple[str, st
         here = [mine[mine["strength"] == strength] for strength in strengths]
         first = next(step for step in here if len(step))
         _line(ax, [_found(first["detected_before"]), *(_found(step["detected"]) for step in here)], -0.08, 0, "o")
-        left = [_mean(step["accuracy"] / step["accuracy_before"]) for step in here]
-        _line(ax, [(100.0, 100.0, 100.0), *left], 0.08, 1, "s")
+        left = [_mean(first["as_stolen"] / first["accuracy_before"])]
+        left += [_mean(step["accuracy"] / step["accuracy_before"]) for step in here]
+        _line(ax, left, 0.08, 1, "s")
         ax.set_title(label({"experiment": part["experiment"].iloc[0], "scheme": scheme, "variant": variant}, guilty))
         ax.set_ylim(-5, 110)
         ax.set_xticks(range(len(strengths) + 1), ["none", *map(plain, strengths)])

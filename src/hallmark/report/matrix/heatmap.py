@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from hallmark.report.canvas import COLOURS, GRID, GROUND, INK, MUTED, WIDTH, Picture
 from hallmark.report.matrix.calibration import label
-from hallmark.report.matrix.removal import ABSENT, IMPOSSIBLE, KEPT, NOT_RUN, REMOVED, UNDECIDED, survived
+from hallmark.report.matrix.removal import ABSENT, BROKEN, IMPOSSIBLE, KEPT, NOT_RUN, OPENED, UNDECIDED, survived
 from hallmark.report.matrix.tables import percent
 from hallmark.report.tables import NOTHING
 
@@ -48,8 +48,8 @@ def heat_map(found: pd.DataFrame, guilty: Collection[tuple[str, str, str]], name
     """
     scores = survived(found).assign(rate=lambda frame: frame["survived"] / frame["decided"].clip(lower=1))
     schemes = scores.sort_values(["rate", "scheme", "variant"], ascending=[False, True, True])
-    removed = (found["state"] == REMOVED).groupby(found["attack"]).sum()
-    attacks = sorted(removed.index, key=lambda attack: (-removed[attack], attack))
+    broken = found["state"].isin(BROKEN).groupby(found["attack"]).sum()
+    attacks = sorted(broken.index, key=lambda attack: (-broken[attack], attack))
     states = {(line.scheme, line.variant, line.attack): line for line in found.itertuples()}
     present = [state for state in _FILLS if (found["state"] == state).any()]
     title = f"Attack cost to removal: {found['experiment'].iloc[0]}"
@@ -57,6 +57,7 @@ def heat_map(found: pd.DataFrame, guilty: Collection[tuple[str, str, str]], name
         "Wall time of the cheapest strength that removes the mark, in percent of the wall time in which the host was "
         "trained from scratch; verified by the strongest access. Dark is cheap. Schemes that survive most come first, "
         "and attacks that remove most."
+        + (" With a ring: the mark is found still, but the lock is open." if (found["state"] == OPENED).any() else "")
     )
     height = 1.9 + 0.32 * len(schemes)
     width = max(WIDTH, 2.2 + 0.42 * len(attacks))
@@ -67,7 +68,7 @@ def heat_map(found: pd.DataFrame, guilty: Collection[tuple[str, str, str]], name
         for i, scheme in enumerate(schemes.itertuples()):
             for j, attack in enumerate(attacks):
                 cell = states[scheme.scheme, scheme.variant, attack]
-                if cell.state == REMOVED:
+                if cell.state in BROKEN:
                     costs[i, j] = cell.share
                 _annotate(ax, i, j, cell)
         mesh = ax.pcolormesh(np.clip(costs, COST.vmin, COST.vmax), cmap=COLOUR_MAP, norm=COST)
@@ -105,6 +106,8 @@ def _annotate(ax: Axes, i: int, j: int, cell: Any) -> None:
         # not the neutral colours, which the page turns round in the dark: these stand on a colour that stays
         light = known and COST(np.clip(cell.share, COST.vmin, COST.vmax)) > 0.5
         colour = "#101010" if light or not known else "#fafafa"
+        if cell.state == OPENED:
+            text += "°"
         if not known:
             ax.add_patch(Rectangle((j, i), 1, 1, facecolor=COLOURS[5], edgecolor=GROUND))
     ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7.5, color=colour)

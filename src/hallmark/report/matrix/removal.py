@@ -2,7 +2,8 @@
 
 An attack removes a mark at one strength if, of at least half of the models that bore it, the mark is gone *and* the
 model is still worth having.  What that costs is the attack's wall time as a share of the time in which the same host
-was trained from scratch on the same machine: nobody pays more for a stolen model than for one of their own.
+was trained from scratch on the same machine: nobody pays more for a stolen model than for one of their own.  A locked
+model can be opened besides, see :mod:`hallmark.report.matrix.locks`; that counts as not surviving.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ import pandas as pd
 from hallmark.core import Access
 from hallmark.report import analysis
 from hallmark.report.analysis import ATTACK, COSTS, LEAST_ACCESS, OUTCOMES, SETTING
+from hallmark.report.matrix import locks
 
 UTILITIES = ("accuracy", "map", "ssim")
 """What says a model's worth, as a fraction: of classifiers and encoders, of detectors, of networks that give images."""
 SCHEME = ("experiment", "scale", "scheme", "variant")
 STEP = (*SCHEME, "attack", "unit", "strength")
-REMOVED, KEPT, ABSENT, UNDECIDED, IMPOSSIBLE, NOT_RUN = STATES = (
-    *("removed", "not removed", "absent", "undecided"),
+REMOVED, OPENED, KEPT, ABSENT, UNDECIDED, IMPOSSIBLE, NOT_RUN = STATES = (
+    *("removed", "opened", "not removed", "absent", "undecided"),
     *("n/a", "not run"),
 )
-"""What a cell says: some strength removes the mark; none does; it was not there before; what would decide was not
-measured; the attack cannot be tried on the scheme; nobody has tried."""
+"""What a cell says: some strength removes the mark; none does, but one opens the lock; none does; it was not there
+before; what would decide was not measured; the attack cannot be tried on the scheme; nobody has tried."""
+BROKEN = (REMOVED, OPENED)
+"""The states in which an attack has brought the thief what it is after."""
 _TRAINED = ("experiment", "host", "dataset", "pretrain", "seed", "scale")
 _SUSPECT = (*SETTING, "pretrain", "seed", *ATTACK)
-_NUMBERS = ("accuracy_before", "accuracy", "loss", "share", "training", *COSTS)
+_NUMBERS = ("as_stolen", "accuracy_before", "accuracy", "loss", "share", "training", *COSTS)
 
 
 def attacked(rows: pd.DataFrame) -> pd.DataFrame:
@@ -39,10 +43,10 @@ def attacked(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Result rows.
 
     Returns:
-        The lines of :func:`hallmark.report.analysis.attacks` with ``training``, the seconds in which the host was
+        The lines of :func:`hallmark.report.matrix.locks.valued` with ``training``, the seconds in which the host was
         trained from scratch (NaN of hosts that came from elsewhere), and ``share``, the attack's seconds over them.
     """
-    done = analysis.attacks(rows, UTILITIES)
+    done = locks.valued(analysis.attacks(rows, UTILITIES), rows)
     done = done[done["detected"].notna()].merge(_training(rows), on=list(_TRAINED), how="left")
     return done.assign(share=done["seconds"] / done["training"])
 
@@ -80,15 +84,18 @@ def steps(lines: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One line per :data:`STEP`: means of utility, its loss and the costs; how many models came to each of
-        :data:`OUTCOMES`; ``bearing``, those whose mark was there before and whose fate is known; ``removes``, whether
-        the mark is gone from at least half of these; ``access``, the levels of the verdicts.
+        :data:`OUTCOMES`, and how many were opened; ``bearing``, those whose mark was there before and whose fate is
+        known; ``removes`` and ``opens``, whether it was removed from at least half of these, and whether these were
+        opened or lost it; ``access``, the levels of the verdicts.
     """
     flags = {outcome: lines["outcome"] == outcome for outcome in OUTCOMES}
     groups = lines.assign(**flags).groupby(list(STEP), dropna=False)
-    frame = groups[list(_NUMBERS)].mean().join(groups[list(OUTCOMES)].sum())
+    frame = groups[list(_NUMBERS)].mean().join(groups[[*OUTCOMES, "opened"]].sum())
     frame = frame.join(groups["access"].agg(lambda levels: ", ".join(strongest_first(levels))).rename("access"))
     frame["bearing"] = frame[["kept", "removed", "ruined"]].sum(axis=1)
-    frame["removes"] = (frame["bearing"] > 0) & (2 * frame["removed"] >= frame["bearing"])
+    gone, open_ = frame["removed"], frame["opened"]
+    frame["removes"] = (frame["bearing"] > 0) & (2 * gone >= frame["bearing"])
+    frame["opens"] = (open_ > 0) & (2 * (gone + open_) >= frame["bearing"])
     return frame.reset_index()
 
 
@@ -100,10 +107,11 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One line per experiment, scale, scheme, variant, ``owner`` (what the owner may touch, the most first) and
-        attack: ``state``, one of :data:`STATES`; ``reason`` where it is impossible; where it is removed the cheapest
-        strength that does it, ``strength`` in ``unit``, with ``share``, ``seconds``, ``training``, ``loss``,
-        ``queries`` and ``attacker_images``; ``removed`` of ``bearing`` models; ``access`` of the verdicts.  Costs are
-        compared in whole percents of the host's training, then by queries, then by loss: clocks are no finer.
+        attack: ``state``, one of :data:`STATES`; ``reason`` where it is impossible; where it is removed or opened the
+        cheapest strength that does it, ``strength`` in ``unit``, with ``share``, ``seconds``, ``training``, ``loss``,
+        ``queries`` and ``attacker_images``; ``removed`` and ``opened`` of ``bearing`` models; ``access`` of the
+        verdicts.  Costs are compared in whole percents of the host's training, then by queries, then by loss: clocks
+        are no finer.
     """
     done = attacked(rows)
     found: list[dict[str, Any]] = []
@@ -122,7 +130,7 @@ def cells(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def survived(table: pd.DataFrame) -> pd.DataFrame:
-    """How many attacks a mark survives, of those that were decided.
+    """How many attacks a mark, and its lock if it is one, survives, of those that were decided.
 
     Args:
         table: Of :func:`cells`.
@@ -130,15 +138,19 @@ def survived(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One line per :data:`SCHEME` and ``owner``, in the order of ``table``: ``survived``, ``decided``.
     """
-    flags = table.assign(survived=table["state"] == KEPT, decided=table["state"].isin((KEPT, REMOVED)))
+    flags = table.assign(survived=table["state"] == KEPT, decided=table["state"].isin((KEPT, *BROKEN)))
     return flags.groupby([*SCHEME, "owner"], sort=False, dropna=False)[["survived", "decided"]].sum().reset_index()
 
 
 def embedding_loss(rows: pd.DataFrame) -> pd.DataFrame:
-    """The utility that embedding cost, original − marked, mean over models, a fraction; a line per :data:`SCHEME`."""
+    """The utility that embedding cost, original − marked, mean over models, a fraction; a line per :data:`SCHEME`.
+
+    A locked model's is what it does with its patch.
+    """
     worth = rows["metric"].isin(UTILITIES) & (rows["access"] == "") & (rows["task"] != "") & (rows["attack"] == "none")
-    pairs = analysis.paired(rows[worth], "suspect", "marked", "original")
-    return pairs.assign(lost=-pairs["difference"] + 0.0).groupby(list(SCHEME), sort=False)["lost"].mean().reset_index()
+    pairs = analysis.paired(rows[worth], "suspect", "marked", "original").merge(locks.unlocked(rows), how="left")
+    lost = (pairs["right"] - pairs["unlocked"].fillna(pairs["left"])).round(9) + 0.0
+    return pairs.assign(lost=lost).groupby(list(SCHEME), sort=False)["lost"].mean().reset_index()
 
 
 def strongest_first(levels: Iterable[str]) -> list[str]:
@@ -148,7 +160,7 @@ def strongest_first(levels: Iterable[str]) -> list[str]:
 
 _CELL = (
     *(*SCHEME, "owner", "attack", "state", "reason", "unit", "strength", "share", "seconds", "training", "loss"),
-    *("queries", "attacker_images", "removed", "bearing", "access"),
+    *("queries", "attacker_images", "removed", "opened", "bearing", "access"),
 )
 _BESIDE = ("unit", "strength", "share", "seconds", "training", "loss", "queries", "attacker_images", "access")
 
@@ -169,16 +181,17 @@ def _cell(tried: pd.DataFrame, why: str) -> dict[str, Any]:
     """What all strengths of an attack say together."""
     if tried.empty:
         return {"state": IMPOSSIBLE if why else NOT_RUN, "reason": why}
-    removing = tried[tried["removes"]]
-    if len(removing):
-        percents = (100 * removing["share"]).map(math.ceil, na_action="ignore")
-        order = removing.assign(percents=percents, asked=removing["queries"].fillna(0))
-        first = order.sort_values(["percents", "asked", "loss", "unit", "strength"]).iloc[0]
-        return {"state": REMOVED, **{name: first[name] for name in (*_BESIDE, "removed", "bearing")}}
+    for state, column in ((REMOVED, "removes"), (OPENED, "opens")):
+        breaking = tried[tried[column]]
+        if len(breaking):
+            percents = (100 * breaking["share"]).map(math.ceil, na_action="ignore")
+            order = breaking.assign(percents=percents, asked=breaking["queries"].fillna(0))
+            first = order.sort_values(["percents", "asked", "loss", "unit", "strength"]).iloc[0]
+            return {"state": state, **{name: first[name] for name in (*_BESIDE, "removed", "opened", "bearing")}}
     open_ = (tried["bearing"] == 0) & (tried["unknown"] > 0)
     state = UNDECIDED if open_.any() else KEPT if tried["bearing"].any() else ABSENT
     levels = strongest_first(", ".join(tried["access"]).split(", "))
-    return {"state": state, "removed": 0, "bearing": tried["bearing"].sum(), "access": ", ".join(levels)}
+    return {"state": state, "removed": 0, "opened": 0, "bearing": tried["bearing"].sum(), "access": ", ".join(levels)}
 
 
 def _training(rows: pd.DataFrame) -> pd.DataFrame:

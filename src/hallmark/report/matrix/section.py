@@ -7,7 +7,7 @@ import pandas as pd
 from hallmark.report import contents, hidden, surveys
 from hallmark.report.figures import p_values
 from hallmark.report.matrix import calibration, choice, figures, forging, tables
-from hallmark.report.matrix.removal import IMPOSSIBLE, KEPT, NOT_RUN, REMOVED, cells
+from hallmark.report.matrix.removal import IMPOSSIBLE, KEPT, NOT_RUN, OPENED, REMOVED, cells
 from hallmark.report.shown import JUDGED, UNJUDGED, Shown
 
 PAPER = "matrix"
@@ -56,9 +56,10 @@ def _facts(found: pd.DataFrame, guilty: dict[tuple[str, str, str], list[str]]) -
         best = part.drop_duplicates(["scheme", "variant", "attack"])  # the strongest access comes first
         counts = best["state"].value_counts()
         schemes, attacks = best[["scheme", "variant"]].drop_duplicates(), best["attack"].nunique()
+        opened = f"{counts[OPENED]} open the lock, " if OPENED in counts else ""
         lines.append(
             f"{experiment}: of {len(schemes)} schemes × {attacks} attacks, {counts.get(REMOVED, 0)} remove the mark at "
-            f"the strongest access, {counts.get(KEPT, 0)} do not, {counts.get(IMPOSSIBLE, 0)} cannot be tried, "
+            f"the strongest access, {opened}{counts.get(KEPT, 0)} do not, {counts.get(IMPOSSIBLE, 0)} cannot be tried, "
             f"{counts.get(NOT_RUN, 0)} were not run."
         )
     return (*lines, *([calibration.explained(guilty)] if guilty else []))

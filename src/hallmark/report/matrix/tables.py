@@ -11,9 +11,11 @@ from hallmark.report import analysis
 from hallmark.report.contents import outcomes
 from hallmark.report.matrix.removal import (
     ABSENT,
+    BROKEN,
     IMPOSSIBLE,
     KEPT,
     NOT_RUN,
+    OPENED,
     REMOVED,
     SCHEME,
     UNDECIDED,
@@ -84,13 +86,18 @@ def removals(found: pd.DataFrame, rows: pd.DataFrame, name: str) -> Table:
         rows: The result rows they were made of.
         name: Stem of its files.
     """
-    frame = found[found["state"] == REMOVED].reset_index(drop=True)
+    frame = found[found["state"].isin(BROKEN)].reset_index(drop=True)
     frame = frame.assign(knows=_knowledge(frame, rows))
     columns = (
         Column("cheapest strength", "strength"),
         Column("in", "unit"),
         Column("verified by", "access"),
         Column("removed", "removed", lambda r: share(r["removed"], r["bearing"])),
+        *(
+            [Column("opened", "opened", lambda r: share(r["opened"], r["bearing"]))]
+            if (found["state"] == OPENED).any()
+            else []
+        ),
         Column("cost / % of training", "share", lambda r: percent(r["share"])),
         Column("attack / s", "seconds", lambda r: plain(r["seconds"], ".3g")),
         Column("training / s", "training", lambda r: plain(r["training"], ".3g")),
@@ -101,9 +108,10 @@ def removals(found: pd.DataFrame, rows: pd.DataFrame, name: str) -> Table:
     )
     note = (
         "The cheapest strength of the attack that removes the mark, at each access that the owner may have. Removed: "
-        "of the models that bore the mark, those that lost it and are worth having; at least half of them. Queries and "
-        "images are what the attacker asked and looked at of its own, 0 where it needs none; knows is what it knows "
-        "beyond the victim. A dash: it asks nothing, or no row says it."
+        "of the models that bore the mark, those that lost it and are worth having; at least half of them. Opened: "
+        "locks whose model is worth having without its patch, though it bears the mark still. Queries and images are "
+        "what the attacker asked and looked at of its own, 0 where it needs none; knows is what it knows beyond the "
+        "victim. A dash: it asks nothing, or no row says it."
     )
     keys = tuple(key for key in ("experiment", "scheme", "variant", "owner", "attack") if frame[key].astype(bool).any())
     return Table(name, "What removal took", note, frame, (*(Column(_HEADS.get(k, k), k) for k in keys), *columns))
@@ -153,7 +161,8 @@ def tried(rows: pd.DataFrame, name: str) -> Table:
         "structural similarity (SSIM) of networks that give images. Detected: p at most alpha. "
         f"Holm: the same after Holm's correction over all {family} verdicts of this table, of which "
         f"{int(done['stands'].sum())} stand; no test whose smallest p lies above alpha/{family} can be the first to. "
-        "Removed: the verdict flipped and the model is still worth having; ruined: it flipped, the model is not."
+        "Removed: the verdict flipped and the model is still worth having; ruined: it flipped, the model is not. The "
+        "utility of a locked model is, before, what it does with its patch and, after, what it does without."
     )
     return compact(name, "Every attack at every strength", note, frame, _STEP, columns)
 
@@ -183,9 +192,9 @@ def _letters() -> list[str]:
 def _cell(record: Record, attack: str, letters: dict[str, str]) -> str:
     """One cell of the matrix as people read it."""
     state = record[attack]
-    if state == REMOVED:
+    if state in BROKEN:
         cost = percent(record[f"{attack} cost"])
-        start = state if cost == NOTHING else f"{cost} %"
+        start = state if cost == NOTHING else f"{cost} %" if state == REMOVED else f"{state}, {cost} %"
         return f"{start} ({points(-record[f'{attack} loss'])})"
     if state == IMPOSSIBLE:
         return f"{IMPOSSIBLE} ({letters[record[f'{attack} reason']]})"
@@ -198,11 +207,13 @@ def _matrix_note(letters: dict[str, str]) -> str:
         "Each cell: the wall time of the cheapest strength that removes the mark, as a share of the wall time in which "
         "the host was trained from scratch, and in parentheses the points of utility that it changes. Removed is a "
         "mark whose verdict flips while the model stays worth having, on at least half of the models that bore it; "
+        f"{OPENED}: the mark is found still, but a locked model is worth having without its patch; "
         f"{KEPT}: no strength does that; {ABSENT}: there was no mark to remove; {UNDECIDED}: the utility was not "
         f"measured; {NOTHING}: not run. The verdict is by the strongest access that the suspect grants and the owner "
         "has; of a weaker access there is a line where it changes something. Verdicts are held against alpha one by "
-        "one. Lost to the mark: utility of the unmarked host less the marked one's. Survives: attacks that do not "
-        "remove the mark, of those decided." + (f" {IMPOSSIBLE}: {reasons}." if reasons else "")
+        "one. Lost to the mark: utility of the unmarked host less the marked one's, which of a locked model is that "
+        "with its patch. Survives: attacks that neither remove the mark nor open the lock, of those decided."
+        + (f" {IMPOSSIBLE}: {reasons}." if reasons else "")
     )
 
 
