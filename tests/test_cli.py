@@ -26,6 +26,11 @@ def invoke(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
 BAD = {
     "an unknown experiment": (["experiment=wpe/man"], ["wpe/man", "wpe/main", "demo"]),
     "an unknown scheme": (["scheme=wep"], ["scheme/wep", "wpe"]),
+    "a long option with one dash": (["-plan"], ["-plan", "--plan"]),
+    "a word without a value": (["matrix"], ["key=value"]),
+    "a negative seed": (["seed=-1"], ["seed", "-1"]),
+    "parts that are no list": (["experiment=matrix", "parts=matrix/images"], ["parts=[matrix/images]"]),
+    "a results folder that cannot be": (["results=/proc/rows", "plan=false"], ["results=/proc/rows"]),
     "an unknown key": (["sead=1"], ["sead"]),
     "an unknown nested key": (["scheme.trigger.sise=5"], ["sise"]),
     "an integer that is none": (["seed=x"], ["'x'", "Integer"]),

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from hallmark.cli import main, run
 from hallmark.composition import compose
+from hallmark.report.build import papers
 from hallmark.report.matrix import section
 from hallmark.report.matrix.removal import IMPOSSIBLE, NOT_RUN, cells
 from hallmark.report.rows import read
@@ -107,6 +108,21 @@ def assert_in_the_report(rows: pd.DataFrame) -> None:
     labels = {text.get_text().rstrip("†") for text in figure.axes[0].get_yticklabels()}
     assert labels == SCHEMES
     assert {text.get_text() for text in figure.axes[0].get_xticklabels()} == {a.replace("_", " ") for a in ATTACKS}
+
+
+@pytest.mark.slow
+def test_the_guides_own_experiment_runs_from_a_file_of_ones_own(outside: Path, monkeypatch) -> None:
+    (example,) = re.findall(r"```yaml\n(# @package _global_\n.*?)```", GUIDE, flags=re.DOTALL)
+    (outside / "my_conf" / "experiment").mkdir(parents=True)
+    (outside / "my_conf" / "experiment" / "mine.yaml").write_text(example)
+    own = ["--config-dir", "my_conf", "experiment=mine", "scale=smoke", "results=trial"]
+    assert GUIDE.count(shlex.join(own)) == 2
+    hallmark(monkeypatch, *own, "store=s", "trainer.progress=false")
+    rows = read(outside / "trial" / "runs.csv")
+    judged = rows[rows["metric"] == "p_value"]
+    assert set(judged.loc[judged["suspect"] == "marked", "strength"]) == {0, 0.5, 0.9}
+    (paper,) = [paper for paper in papers(outside / "trial", outside) if paper.sections]
+    assert "your own command" in paper.sections[0].commands["mine"]
 
 
 def test_they_are_planned_alike_from_configuration_files_of_ones_own(outside: Path, monkeypatch, capsys) -> None:

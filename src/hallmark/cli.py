@@ -65,6 +65,13 @@ def run(config: dict[str, Any], parts: Sequence[dict[str, Any]] = ()) -> None:
         _carry_out(experiment, own, store, deadline)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"results={folder} cannot be made ({error.strerror}); name a folder you may write") from None
+
+
 def _plan(config: dict[str, Any], about: str = "") -> "Experiment":
     from hallmark.stages.plan import plan
 
@@ -112,6 +119,7 @@ def _carry_out(experiment: "Experiment", lines: Sequence["Line"], store: "Store"
         from hallmark.session import bench_for  # torch and Lightning; a finished experiment needs neither
 
         bench = bench_for(config, store, deadline)
+        _make(Path(config["results"]))  # before anything runs for hours
         execute(lines, store, bench.run, deadline, lambda text: print(text, flush=True))
     results = Path(config["results"])
     found, changed = record(experiment, store, results)
@@ -195,10 +203,18 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def _check_dashes(words: Sequence[str]) -> None:
+    """Refuse ``-plan``: Hydra would read it as ``-p lan``, a package, and start the run."""
+    for word in words:
+        if re.match(r"-[a-z]{2}", word) and word not in ("-cp", "-cn", "-cd"):
+            _fail(f"unknown option {word}; long options have two dashes, such as --plan")
+
+
 def main() -> None:
     """Entry point: one line and exit status 2 for what the user can mend, 75 when a budget ended the run."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `hallmark --plan | head` is no error
+    _check_dashes(sys.argv[1:])
     sys.argv = ["plan=true" if word == "--plan" else word for word in sys.argv]
     if not CONF.is_dir():
         _fail(f"the configuration folder {CONF} is missing; install with pip install -e from a clone")

@@ -166,12 +166,16 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         missing = [name for name in (*_COMPOSED, *(f.name for f in fields(Settings))) if name not in content]
         if missing:
             raise ConfigError(f"the configuration lacks {', '.join(missing)}; it cannot be taken out")
+        if not isinstance(content["parts"], list):
+            raise ConfigError(f"parts is a list, got {content['parts']!r}; write e.g. parts=[matrix/images]")
         typed = OmegaConf.merge(OmegaConf.structured(Settings), {f.name: content[f.name] for f in fields(Settings)})
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from None
     for name in ("alpha", "fpr_alpha", "tolerance"):
         if not 0 < typed[name] < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, got {typed[name]}")
+    if typed.seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {typed.seed}")
     if typed.unfit not in UNFIT:
         raise ConfigError(allowed(typed.unfit, UNFIT, "unfit"))
     for name in ("decoys", "trials"):
@@ -193,7 +197,9 @@ def one_line(error: BaseException) -> str:
     if "Could not find 'experiment/" in text:  # Hydra lists one level only
         return text.split("; Available")[0] + f"; available: {', '.join(experiments())}"
     if text.startswith("Could not override"):
-        return text + " There is no such key; hallmark --cfg job prints all there are"
+        return text + " There is no such key; hallmark --cfg job, with the same experiment, prints all there are"
+    if "missing EQUAL" in text:
+        return text + "; write key=value, such as experiment=matrix"
     return text
 
 

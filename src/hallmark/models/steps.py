@@ -152,8 +152,8 @@ def require(name: str, amount: float, known: Mapping[str, tuple[str, float]], wh
         raise ConfigError(allowed(name, known, what))
     unit, most = known[name]
     if not 0 <= amount <= most or not math.isfinite(amount):
-        bound = f"0 … {most:g}" if math.isfinite(most) else "a finite number of at least 0"
-        raise ConfigError(f"{what} {name} needs an amount ({unit}) in {bound}, got {amount}")
+        bound = f"in 0 … {most:g}" if math.isfinite(most) else "that is finite and at least 0"
+        raise ConfigError(f"{what} {name} needs an amount ({unit}) {bound}, got {amount}")
     if name in _WHOLE and amount != int(amount):
         raise ConfigError(f"{what} {name} needs a whole amount ({unit}), got {amount}")
 
@@ -222,7 +222,9 @@ def _crop(images: Tensor, amount: float, seed: int) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     size = list(images.shape[2:])
-    edge = min(int(amount), (min(size) - 1) // 2)  # something is left to enlarge
+    edge, most = int(amount), (min(size) - 1) // 2
+    if edge > most:
+        raise ConfigError(f"cropping {edge} pixels off each edge leaves nothing of {size[0]}x{size[1]}; at most {most}")
     inner = images[:, :, edge : size[0] - edge, edge : size[1] - edge]
     return cast(Tensor, functional.resize(inner, size, antialias=True))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from hallmark.composition import CONF
 from hallmark.report import analysis, latex, page, reading, rows, sheets, speed, tables
 from hallmark.report.against import Numbers
 from hallmark.report.claims import NOT_RUN, Finding, judge
@@ -144,9 +145,12 @@ def _paper(
 
 
 def _commands(expected: Expected, mine: pd.DataFrame, scale: str) -> dict[str, str]:
-    """What reproduces each experiment, with all of its seeds."""
+    """What reproduces each experiment, with all of its seeds; of one that has no file, that it is somebody's own."""
     commands = {}
     for experiment, part in mine.groupby("experiment"):
+        if not (CONF / "experiment" / f"{experiment}.yaml").is_file():
+            commands[str(experiment)] = f"{experiment} is none of Hallmark's experiments: repeat your own command"
+            continue
         seeds = sorted(part["seed"].unique())
         flags = (
             "" if seeds == [0] else f" seed={seeds[0]}" if len(seeds) == 1 else f" -m seed={','.join(map(str, seeds))}"

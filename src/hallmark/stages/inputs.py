@@ -115,7 +115,10 @@ def strengths(group: Config) -> list[float]:
     listed = group.get("strengths") if isinstance(group, Mapping) else None
     numbers = isinstance(listed, list) and all(isinstance(s, int | float) for s in listed)
     if not listed or not numbers or not group.get("strength"):
-        raise ConfigError("an attack needs strength (the field that varies) and strengths (a list), e.g. [0.5, 0.9]")
+        raise ConfigError(
+            "an attack needs strength (the field that varies) and strengths (a list of numbers, e.g. [0.5, 0.9]), got "
+            f"{group.get('strength') if isinstance(group, Mapping) else None!r} and {listed!r}"
+        )
     return list(group["strengths"])
 
 

@@ -27,6 +27,7 @@ from hallmark.report.matrix.removal import (
 from hallmark.report.matrix.tables import loss_text, percent
 from hallmark.report.tables import NOTHING, plain
 
+COSTLY = "since the model loses too much"
 Guilty = Mapping[tuple[str, str, str], list[str]]
 
 
@@ -72,6 +73,7 @@ def choices(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty) -> list[Cho
             order = fit.assign(rate=fit["survived"] / fit["decided"], cost=fit["lost"].fillna(float("inf")).round(4))
             ranked = order.sort_values(["rate", "cost", "scheme", "variant"], ascending=[False, True, True, True])
             labels = [_label(line.scheme, line.variant) for line in here.itertuples()]
+            costs = [f"{label} ({loss_text(lost)} points)" for label, lost in zip(labels, here["lost"], strict=True)]
             made.append(
                 Choice(
                     experiment=str(experiment),
@@ -79,7 +81,11 @@ def choices(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty) -> list[Cho
                     ranked=ranked.reset_index(drop=True),
                     cheapest=_cheapest(found, ranked.iloc[0]) if len(ranked) else "",
                     left_out={
-                        str(flaw): tuple(label for label, out in zip(labels, flaws[flaw], strict=True) if out)
+                        str(flaw): tuple(
+                            label
+                            for label, out in zip(costs if flaw == COSTLY else labels, flaws[flaw], strict=True)
+                            if out
+                        )
                         for flaw in flaws
                         if flaws[flaw].any()
                     },
@@ -108,7 +114,7 @@ def sentence(choice: Choice) -> str:
     out = "; ".join(f"{flaw}: {', '.join(names)}" for flaw, names in choice.left_out.items())
     left_out = f" Left out, {out}." if out else ""
     if choice.ranked.empty:
-        return f"{start} none that was tried.{left_out}"
+        return f"{start} no scheme that was tried qualifies.{left_out}"
     first, *rest = choice.ranked.to_dict("records")
     text = f"{start} {_label(first['scheme'], first['variant'])} survives {_score(first)}"
     text += f"; {choice.cheapest}." if choice.cheapest else "."
@@ -132,7 +138,7 @@ def _flaws(here: pd.DataFrame, seen: pd.DataFrame, owner: str, guilty: Guilty) -
     flags = {
         "since innocents are accused too often": [any(grants(owner, a) for a in guilty.get(p, ())) for p in places],
         "since it is not found": [not found.get(name, 0) > 0.5 for name in names],
-        "since the model loses too much": (here["lost"] > here["tolerance"]).tolist(),
+        COSTLY: (here["lost"] > here["tolerance"]).tolist(),
     }
     return pd.DataFrame(flags, index=here.index)
 

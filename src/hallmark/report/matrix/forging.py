@@ -29,10 +29,11 @@ def facts(rows: pd.DataFrame) -> tuple[str, ...]:
     every = _everywhere(keys[~tried], passed)
     bound = _everywhere(keys[drawn & ~tried], passed)
     trying = _everywhere(keys[tried], passed)
+    strings = f"; by trying strings alone for {_of(trying)}" if len(trying) else ""
     return (
         f"Forged keys: one made for an innocent model passes for {_of(every)} schemes; one that a public string gives, "
-        f"with images and networks made for the model, for {_of(bound, len(every))}; by trying strings alone for "
-        f"{_of(trying)}. None matches a commitment that is older than the model.",
+        f"with images and networks made for the model, for {_of(bound, len(every))}{strings}. None matches a "
+        "commitment that is older than the model.",
     )
 
 

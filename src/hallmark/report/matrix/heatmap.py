@@ -80,16 +80,18 @@ def heat_map(found: pd.DataFrame, guilty: Collection[tuple[str, str, str]], name
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-        bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=max(8, 4 * len(schemes)), label="cost / % of training")
-        bar.solids.set_rasterized(False)  # a picture in the picture would be fetched by the page
-        bar.ax.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1, 10], ["0.01", "0.1", "1", "10", "100", "1000"])
-        bar.ax.minorticks_off()
-        bar.outline.set_visible(False)  # type: ignore[operator]
         patches = [Patch(**_FILLS[state][0], label=_LEGEND[state]) for state in present]
         if patches:
             figure.legend(
                 handles=patches, loc="outside lower center", ncols=max(2, min(len(patches), int(width / 1.8)))
             )
+        if len(schemes) < 3:
+            return  # too low for a bar; the cells say the numbers
+        bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=max(8, 4 * len(schemes)), label="cost / % of training")
+        bar.solids.set_rasterized(False)  # a picture in the picture would be fetched by the page
+        bar.ax.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1, 10], ["0.01", "0.1", "1", "10", "100", "1000"])
+        bar.ax.minorticks_off()
+        bar.outline.set_visible(False)  # type: ignore[operator]
 
     return Picture(name, title, caption, height, draw, width)
 

@@ -57,8 +57,9 @@ def _facts(found: pd.DataFrame, guilty: dict[tuple[str, str, str], list[str]]) -
         counts = best["state"].value_counts()
         schemes, attacks = best[["scheme", "variant"]].drop_duplicates(), best["attack"].nunique()
         opened = f"{counts[OPENED]} open the lock, " if OPENED in counts else ""
+        word = "schemes" if len(schemes) > 1 else "scheme"
         lines.append(
-            f"{experiment}: of {len(schemes)} schemes × {attacks} attacks, {counts.get(REMOVED, 0)} remove the mark at "
+            f"{experiment}: of {len(schemes)} {word} × {attacks} attacks, {counts.get(REMOVED, 0)} remove the mark at "
             f"the strongest access, {opened}{counts.get(KEPT, 0)} do not, {counts.get(IMPOSSIBLE, 0)} cannot be tried, "
             f"{counts.get(NOT_RUN, 0)} were not run."
         )
