@@ -37,6 +37,8 @@ class ForgedKeys(Survey):
     taken ``one public string`` that all that is drawn must be drawn from (images are then made for it), or tried many
     (``best of 200 strings``).  Where the rule takes nothing away, ``computed`` is under it already.
 
+    What a forger does is its own and no setting: where that changes, ``version`` has to rise.
+
     Args:
         tries: Strings that are tried, as far as the scheme's keys can be afforded.
         decoys: Fresh keys that a key is ranked among.
@@ -50,6 +52,7 @@ class ForgedKeys(Survey):
     rule: bool = field(default=False, metadata=NEUTRAL)
 
     name: ClassVar[str] = "forged_keys"
+    version: ClassVar[int] = 2
     hosts: ClassVar[frozenset[HostKind]] = frozenset(HostKind)
     schemes: ClassVar[frozenset[str]] = frozenset(FORGERS)
     marks: ClassVar[bool] = True
@@ -70,7 +73,8 @@ class ForgedKeys(Survey):
         for level in _levels(scheme, kind):
             for _, forger in self._forgers(scheme, None):
                 total += forger.work + 2 * asked + (self.decoys * many if scheme.chance is None else 0)
-            total += FORGERS[scheme.name].tries(level, self.tries) * (scheme.decoy_work + 2 * asked)
+            each = scheme.decoy_work + 2 * asked + FORGERS[scheme.name].compared * many
+            total += FORGERS[scheme.name].tries(level, self.tries) * each
         return 2 * total
 
     def look(
@@ -105,7 +109,8 @@ class ForgedKeys(Survey):
         tries = FORGERS[scheme.name].tries(suspect.access, self.tries)
         if tries:
             strings = (f"public string {number}" for number in range(tries))
-            yield f"best of {tries} strings", search(scheme, model, suspect, theirs, strings)
+            compared = FORGERS[scheme.name].compared
+            yield f"best of {tries} strings", search(scheme, model, suspect, theirs, strings, compared=compared)
 
     def _forgers(self, scheme: Scheme, model: nn.Module | None) -> list[tuple[str, Forger]]:
         """Each way to compute a key, and who does; one alone where the rule takes nothing away."""
@@ -116,7 +121,7 @@ class ForgedKeys(Survey):
 
 
 def _levels(scheme: Scheme, kind: HostKind) -> list[Access]:
-    return [level for level in LEVELS[kind] if level in scheme.access]
+    return [level for level in LEVELS[kind] if level in scheme.access & FORGERS[scheme.name].access]
 
 
 def _admitted(forgery: Forgery, scheme: Scheme, model: nn.Module, theirs: Images) -> bool:

@@ -1,9 +1,10 @@
 """What all forgers share: the two ways to come by a key, the rule that it be drawn from a string, and the judge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from statistics import mean, stdev
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +59,9 @@ class Forger(ABC):
     """Strings that a :func:`search` can afford; None for any number, 0 where no key that is only drawn can be read."""
     searched: ClassVar[frozenset[Access]] = frozenset(Access)
     """Levels on which a key that is only drawn can be read."""
+    compared: ClassVar[int] = 0
+    """Decoys of its own that one who tries strings needs for each key, where statistics of keys have a level of their
+    own, which the decoys of each share, so that they say nothing across keys; 0 where they compare as they are."""
 
     @abstractmethod
     def forge(self, suspect: Suspect, images: Images, *, generator: torch.Generator) -> Forgery:
@@ -146,7 +150,14 @@ def drawn_from(key: Key, scheme: Scheme, model: nn.Module, images: Images, publi
 
 
 def search(
-    scheme: Scheme, model: nn.Module, suspect: Suspect, images: Images, strings: Iterable[str], **extra: Tensor
+    scheme: Scheme,
+    model: nn.Module,
+    suspect: Suspect,
+    images: Images,
+    strings: Iterable[str],
+    *,
+    compared: int = 0,
+    **extra: Tensor,
 ) -> Forgery:
     """The best of the keys that public strings give: all that is left to a forger who may not choose.
 
@@ -156,6 +167,8 @@ def search(
         suspect: The suspect.
         images: The forger's images.
         strings: The strings that are tried, at least one.
+        compared: Decoys of the forger's own that each key's statistic is measured by, in their standard deviations; 0
+            takes it as it is.
         **extra: What is no secret and is added to every key, such as trigger images.
 
     Raises:
@@ -165,12 +178,24 @@ def search(
     tries = 0
     for tries, public in enumerate(strings, 1):  # noqa: B007 - counts
         key = changed(scheme.keygen(model, images, generator=public_generator(public)), **extra)
-        statistic = scheme.extract(suspect, key).statistic()
+        others: Sequence[Key] = ()
+        if compared:
+            others = scheme.decoys(model, key, images, compared, seed=derive_seed(0, "compared", public))
+        statistic = _standing([e.statistic() for e in extract_all(scheme, [suspect], [key, *others])[0]])
         if best is None or statistic > best[0]:
             best = statistic, Forgery(key, suspect.access, public=public)
     if best is None:
         raise ConfigError("a search needs at least one public string")
     return replace(best[1], tries=tries)
+
+
+def _standing(statistics: Sequence[float]) -> float:
+    """How far the first lies above the others, in their standard deviations; as it is if there are no others."""
+    first, *others = statistics
+    if not others:
+        return first
+    spread = max(stdev(others), torch.finfo(torch.float32).tiny)  # decoys that are all alike
+    return (first - mean(others)) / spread
 
 
 def judged(

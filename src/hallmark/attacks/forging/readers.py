@@ -40,6 +40,7 @@ class _TeachingForger(Forger):
     steps: int = 100
 
     gains: ClassVar[bool] = False
+    compared: ClassVar[int] = 19  # a network leans to some answer in every order
 
     @property
     def work(self) -> float:
