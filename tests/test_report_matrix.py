@@ -155,7 +155,17 @@ def test_a_locked_model_is_worth_what_it_does_with_its_patch(
     )
     spent = Row(**PLACE, **PRUNED, scheme="s", suspect="marked", metric="seconds", value=5.0)
     trained = Row(**PLACE, scheme="none", suspect="original", metric="seconds", value=100.0)
-    made = [*worn, patched, unmarked, spent, trained, *judged(True, 0.1), *judged(detected, accuracy, **PRUNED)]
+    innocent = Row(**PLACE, scheme="s", suspect="innocent", access="features", metric="fpr", value=0, count=0, n=300)
+    made = [
+        *worn,
+        patched,
+        unmarked,
+        spent,
+        trained,
+        innocent,
+        *judged(True, 0.1),
+        *judged(detected, accuracy, **PRUNED),
+    ]
     rows = frame(tmp_path, made)
     found = removal.cells(rows)
     (cell,) = found.itertuples()
@@ -165,6 +175,9 @@ def test_a_locked_model_is_worth_what_it_does_with_its_patch(
     assert removal.attacked(rows)["as_stolen"].tolist() == [0.1]
     (line,) = tables.matrix(found, rows, "m").texts()
     assert line[2:4] == ["1.0", "0/1" if state in removal.BROKEN else "1/1"]
+    unseen = rows[rows["metric"] != "unlocked_accuracy"].assign(scheme=rows["scheme"].replace("s", "lock"))
+    assert set(removal.cells(unseen)["state"]) == {"not removed" if detected else "undecided"}
+    assert removal.embedding_loss(unseen)["lost"].isna().all()
     assert line[4] == {"opened": "opened, 5.0 % (−3.0)", "removed": "5.0 % (−3.0)"}.get(state, state)
     (best,) = choice.choices(found, rows, {})
     assert best.cheapest.startswith({"opened": "prune, 0.5 fraction, opens it", "removed": "prune"}.get(state, ""))
@@ -313,7 +326,30 @@ def test_a_mark_that_spoils_its_host_is_no_choice(rows: pd.DataFrame) -> None:
     dear = rows.assign(value=rows["value"].where(~clean, 0.84))
     (first, *_) = choice.choices(removal.cells(dear), dear, {})
     assert first.ranked["scheme"].tolist() == ["uchida", "sslguard"]
-    assert first.left_out["since the model loses too much"] == ("wpe",)
+    assert first.left_out["since the model loses too much"] == ("wpe (6.0 points)",)
+
+
+def test_what_was_not_measured_speaks_against_a_scheme(rows: pd.DataFrame) -> None:
+    unasked = rows[~((rows["scheme"] == "wpe") & (rows["metric"] == "fpr"))]
+    (first, *_) = choice.choices(removal.cells(unasked), unasked, {})
+    assert first.left_out["since no innocent was asked by fresh keys"] == ("wpe",)
+    unpaired = rows[rows["suspect"] != "original"]
+    (first, *_) = choice.choices(removal.cells(unpaired), unpaired, {})
+    assert "wpe" in first.left_out["since what it costs was not measured"]
+    assert first.ranked.empty
+
+
+def test_a_cheap_opening_comes_before_a_dear_removal(tmp_path: Path) -> None:
+    patched = Row(**PLACE, scheme="s", suspect="marked", metric="unlocked_accuracy", unit="patch", value=0.86)
+    made = [patched, Row(**PLACE, scheme="none", suspect="original", metric="seconds", value=100.0), *judged(True, 0.1)]
+    for strength, found_, seconds in ((0.5, True, 1.0), (0.9, False, 90.0)):
+        at = {**PRUNED, "strength": strength}
+        made += [
+            *judged(found_, 0.85, **at),
+            Row(**PLACE, **at, scheme="s", suspect="marked", metric="seconds", value=seconds),
+        ]
+    (cell,) = removal.cells(frame(tmp_path, made)).itertuples()
+    assert (cell.state, cell.strength, cell.opened) == ("opened", 0.5, 1)
 
 
 def test_readme_has_the_choice_only_where_there_is_a_matrix(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Whether a scheme accuses innocents more often than it says, and the mark at the name of one that does.
 
 A trial is an innocent model, attacked or not, judged by a key that was drawn fresh: it should be accused at the level
-that the experiment fixed.  A scheme whose whole interval lies above that level does not keep what a p-value promises,
-and no table of the matrix names it without :data:`DAGGER`.
+that the experiment fixed.  A scheme whose rate exceeds that level, after correction for so many rates, does not keep
+what a p-value promises, and no table of the matrix names it without :data:`DAGGER`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ DAGGER = "†"
 INNOCENT = ("innocent", "attacked_innocent")
 """Whose accusations are false claims; fresh keys on the marked model are shown beside."""
 ABOVE, WITHIN = "above alpha", "consistent"
+EXCESS = 0.025
+"""Corrected p-value from which a rate counts as above alpha: one side of an interval with 95 %."""
 _KINDS = (*INNOCENT, "wrong_key")
 
 
@@ -36,7 +38,7 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
         One line per scheme and access: ``<kind>_count`` and ``<kind>_n`` of each kind of suspect; of innocents and
         attacked innocents together ``rate``, ``count``, ``n``, ``low`` and ``high``; ``alpha``, the level that was
         fixed; ``excess`` the p-value of a rate of at most alpha, ``excess_holm`` the same after Holm's correction over
-        all lines; ``verdict``.
+        all lines; ``verdict``, :data:`ABOVE` where that is at most :data:`EXCESS`.
     """
     trials = rows[(rows["metric"] == "fpr") & (rows["unit"] == "") & rows["suspect"].isin(_KINDS)]
     lines = [_line(part) for _, part in trials.groupby([*SCHEME, "access"], sort=True)]
@@ -50,7 +52,7 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     excess = [exceeds(rate, level) for rate, level in zip(rates, frame.loc[judged, "alpha"], strict=True)]
     frame.loc[judged, "excess"] = excess
     frame.loc[judged, "excess_holm"] = holm(excess)
-    above = frame["low"] > frame["alpha"]
+    above = frame["excess_holm"] <= EXCESS
     frame["verdict"] = above.map({True: ABOVE, False: WITHIN}).where(judged, NOTHING)
     return frame.sort_values([*SCHEME, "access"], key=_rank, ignore_index=True, kind="stable")
 
@@ -72,7 +74,8 @@ def table(rows: pd.DataFrame, name: str) -> Table:
         "Accused of the trials (suspect, fresh key) at alpha, the level that was fixed for them. Rate and interval are "
         "of innocent and attacked innocent suspects together: Clopper and Pearson's with 95 %, at the number of "
         "independent trials that the kinds are worth, since trials on one suspect share its decoys. The p-value is of "
-        "a rate of at most alpha; Holm's correction is over all lines. Wrong keys on marked models stand beside."
+        f"a rate of at most alpha; from {EXCESS} on after Holm's correction, over all lines, the rate counts as above "
+        "alpha. Wrong keys on marked models stand beside."
     )
     return compact(name, "Calibration: how often innocents are accused", note, measured(rows), _KEYS, columns)
 
@@ -123,7 +126,7 @@ def explained(guilty: Mapping[tuple[str, str, str], list[str]]) -> str:
         f"{f'{scheme} {variant}'.strip()} in {experiment} by {' and '.join(levels)}"
         for (experiment, scheme, variant), levels in guilty.items()
     )
-    return f"{DAGGER} accuses innocents more often than alpha, its whole interval lies above: {'; '.join(whose)}."
+    return f"{DAGGER} accuses innocents more often than alpha, by more than chance explains: {'; '.join(whose)}."
 
 
 _KEYS = ("experiment", "scheme", "variant", "access")

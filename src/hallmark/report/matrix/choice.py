@@ -2,18 +2,20 @@
 
 For each experiment, that is each kind of host, and each access that an owner may have to suspects, the choice is among
 the schemes that are found on the models they mark, cost these no more utility than an attack may, and do not accuse
-innocents beyond alpha at any level the owner has.  The one that survives the largest share of the attacks it was tried
-under is chosen; among equals the one that costs less utility, then the first by name.
+innocents beyond alpha at any level the owner has; what was not measured speaks against a scheme too.  The one that
+survives the largest share of the attacks it was tried under is chosen; among equals the one that costs less utility,
+then the first by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from hallmark.report import analysis
+from hallmark.report.matrix.calibration import measured
 from hallmark.report.matrix.removal import (
     BROKEN,
     REMOVED,
@@ -62,13 +64,14 @@ def choices(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty) -> list[Cho
     scores["tolerance"] = analysis.parameter(scores, rows, "tolerance", analysis.TOLERANCE)
     clean = analysis.verdicts(rows[rows["suspect"] == "marked"])
     clean = clean[clean["attack"] == "none"]
+    tried = set(measured(rows)[["experiment", "scheme", "variant"]].itertuples(index=False, name=None))
     made = []
     for experiment, part in scores[scores["owner"] != ""].groupby("experiment", sort=True):
         for owner in strongest_first(part["owner"]):
             best = [_best(own, owner) for _, own in part.groupby(["scheme", "variant"], sort=True)]
             here = pd.DataFrame([line for line in best if line is not None])
             seen = decided(clean[clean["experiment"] == experiment], owner)
-            flaws = _flaws(here, seen, owner, guilty)
+            flaws = _flaws(here, seen, owner, guilty, tried)
             fit = here[~flaws.any(axis=1) & (here["decided"] > 0)]
             order = fit.assign(rate=fit["survived"] / fit["decided"], cost=fit["lost"].fillna(float("inf")).round(4))
             ranked = order.sort_values(["rate", "cost", "scheme", "variant"], ascending=[False, True, True, True])
@@ -130,15 +133,19 @@ def _score(line: Mapping[str, object]) -> str:
     return f"{line['survived']} of {line['decided']} attacks{cost}"
 
 
-def _flaws(here: pd.DataFrame, seen: pd.DataFrame, owner: str, guilty: Guilty) -> pd.DataFrame:
+def _flaws(
+    here: pd.DataFrame, seen: pd.DataFrame, owner: str, guilty: Guilty, tried: Collection[tuple[str, str, str]]
+) -> pd.DataFrame:
     """What speaks against each scheme: a column of flags for each reason."""
     found = seen.groupby(["scheme", "variant"])["detected"].mean()
     names = list(zip(here["scheme"], here["variant"], strict=True))
     places = [(experiment, *name) for experiment, name in zip(here["experiment"], names, strict=True)]
     flags = {
         "since innocents are accused too often": [any(grants(owner, a) for a in guilty.get(p, ())) for p in places],
+        "since no innocent was asked by fresh keys": [place not in tried for place in places],
         "since it is not found": [not found.get(name, 0) > 0.5 for name in names],
         COSTLY: (here["lost"] > here["tolerance"]).tolist(),
+        "since what it costs was not measured": here["lost"].isna().tolist(),
     }
     return pd.DataFrame(flags, index=here.index)
 

@@ -33,17 +33,19 @@ def pictures(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty, name: str)
     best = found[found["owner"] == found.groupby(list(SCHEME), dropna=False)["owner"].transform("first")]
     drawn = []
     for experiment, part in best.groupby("experiment", sort=True):
-        stem = f"{name}_{_file(str(experiment).rpartition('/')[2])}"
-        drawn.append(heat_map(part, guilty, f"{stem}_heatmap"))
-        front = pareto(part, rows, guilty, f"{stem}_pareto")
+        own = f"{name}_{stem(str(experiment))}"
+        drawn.append(heat_map(part, guilty, f"{own}_heatmap"))
+        front = pareto(part, rows, guilty, f"{own}_pareto")
         drawn += [front] if front is not None else []
     return drawn + curves(rows, guilty, f"{name}_curve")
 
 
 def pareto(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty, name: str) -> Picture | None:
     """Utility lost by embedding against the share of attacks survived, one point a scheme."""
-    points = survived(found).merge(embedding_loss(rows), on=list(SCHEME))
+    points = survived(found).merge(embedding_loss(rows), on=list(SCHEME), how="left")
     points = points[points["decided"] > 0]
+    unknown = [label(record, guilty) for record in points[points["lost"].isna()].to_dict("records")]
+    points = points[points["lost"].notna()]
     if points.empty:
         return None
     points = points.assign(rate=100 * points["survived"] / points["decided"], lost=100 * points["lost"])
@@ -73,6 +75,7 @@ def pareto(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty, name: str) -
         "neither remove it nor open its lock, verified by the strongest access. The dashed line joins the schemes that "
         "no other beats in both."
         + (" Hollow: accuses innocents more often than alpha." if any(_guilty(points, guilty)) else "")
+        + (f" Not drawn, since what they cost was not measured: {', '.join(unknown)}." if unknown else "")
     )
     heading = f"Fidelity against robustness: {found['experiment'].iloc[0]}"
     return Picture(name, heading, caption, 3.2 + 0.21 * ((len(points) + 1) // 2), draw)
@@ -98,12 +101,12 @@ def curves(rows: pd.DataFrame, guilty: Guilty, name: str) -> list[Picture]:
     for (experiment, attack, unit), part in done.groupby(["experiment", "attack", "unit"], sort=True):
         if part["strength"].nunique() < 2:
             continue
-        stem = f"{name}_{_file(f'{experiment} {attack} {unit}'.rpartition('/')[2])}"
+        own = f"{name}_{stem(str(experiment))}_{_file(f'{attack} {unit}')}"
         schemes = list(part[["scheme", "variant"]].drop_duplicates().itertuples(index=False, name=None))
         height = 1.45 + 1.25 * ((len(schemes) + 1) // 2)
         title = f"{str(experiment).rpartition('/')[2]} under {str(attack).replace('_', ' ')}"
         draw = partial(_draw_curves, part=part, schemes=schemes, guilty=guilty)
-        found.append(Picture(stem, title, caption, height, draw))
+        found.append(Picture(own, title, caption, height, draw))
     return found
 
 
@@ -159,6 +162,11 @@ def _mean(parts: pd.Series) -> tuple[float, float, float]:
 
 def _guilty(frame: pd.DataFrame, guilty: Guilty) -> list[bool]:
     return [place in guilty for place in frame[["experiment", "scheme", "variant"]].itertuples(index=False, name=None)]
+
+
+def stem(experiment: str) -> str:
+    """What the names of files call an experiment: the last part of its name."""
+    return _file(experiment.rpartition("/")[2])
 
 
 def _file(text: str) -> str:

@@ -12,6 +12,8 @@ import pandas as pd
 
 from hallmark.report import analysis
 
+LOCK = "lock"
+"""The scheme whose models are locked; others that lock have rows of the accuracy with the patch as well."""
 _LOCKED = ("experiment", "scale", "scheme", "variant", "host", "dataset", "pretrain", "seed")
 
 
@@ -19,6 +21,19 @@ def unlocked(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each locked model on images with its patch, a fraction, as ``unlocked``."""
     own = rows[(rows["metric"] == "unlocked_accuracy") & (rows["unit"] == "patch") & (rows["attack"] == "none")]
     return own.drop_duplicates(list(_LOCKED))[[*_LOCKED, "value"]].rename(columns={"value": "unlocked"})
+
+
+def worth(models: pd.DataFrame, rows: pd.DataFrame, utility: str) -> pd.Series:
+    """What marked models are worth to their users: of locked ones the accuracy with the patch, NaN if not measured.
+
+    Args:
+        models: Lines with the identity of models, and their ``utility``.
+        rows: The result rows they were made of.
+        utility: The column that says what a model is worth as it is.
+    """
+    patched = models[list(_LOCKED)].merge(unlocked(rows), on=list(_LOCKED), how="left")["unlocked"]
+    patched.index = models.index
+    return patched.where((models["scheme"] == LOCK) | patched.notna(), models[utility])
 
 
 def valued(done: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -33,12 +48,10 @@ def valued(done: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         ``accuracy_before``, ``loss`` and ``outcome`` follow from the accuracy with the patch.  ``opened``: the mark is
         kept, and the model is worth having without its patch.
     """
-    done = done.assign(as_stolen=done["accuracy_before"]).merge(unlocked(rows), on=list(_LOCKED), how="left")
-    locked = done["unlocked"].notna()
-    before = done["unlocked"].where(locked, done["accuracy_before"])
-    loss = (before - done["accuracy"]).round(9).where(locked, done["loss"])
+    before = worth(done, rows, "accuracy_before")
+    same = before == done["accuracy_before"]
+    loss = done["loss"].where(same, (before - done["accuracy"]).round(9))
     judged = zip(done["detected_before"], done["detected"], loss, done["tolerance"], strict=True)
     outcomes = [analysis.outcome(*line) for line in judged]
-    done = done.assign(accuracy_before=before, loss=loss, outcome=outcomes)
-    done["opened"] = locked & (done["outcome"] == "kept") & (loss <= done["tolerance"])
-    return done.drop(columns="unlocked")
+    done = done.assign(as_stolen=done["accuracy_before"], accuracy_before=before, loss=loss, outcome=outcomes)
+    return done.assign(opened=~same & (done["outcome"] == "kept") & (loss <= done["tolerance"]))

@@ -2,8 +2,8 @@
 
 An attack removes a mark at one strength if, of at least half of the models that bore it, the mark is gone *and* the
 model is still worth having.  What that costs is the attack's wall time as a share of the time in which the same host
-was trained from scratch on the same machine: nobody pays more for a stolen model than for one of their own.  A locked
-model can be opened besides, see :mod:`hallmark.report.matrix.locks`; that counts as not surviving.
+was trained from scratch, both as they were measured: nobody pays more for a stolen model than for one of their own.  A
+locked model can be opened besides, see :mod:`hallmark.report.matrix.locks`; that counts as not surviving.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ REMOVED, OPENED, KEPT, ABSENT, UNDECIDED, IMPOSSIBLE, NOT_RUN = STATES = (
     *("removed", "opened", "not removed", "absent", "undecided"),
     *("n/a", "not run"),
 )
-"""What a cell says: some strength removes the mark; none does, but one opens the lock; none does; it was not there
-before; what would decide was not measured; the attack cannot be tried on the scheme; nobody has tried."""
+"""What a cell says: the cheapest strength that brings a thief something removes the mark, or opens the lock and leaves
+the mark; none does either; the mark was not there before; what would decide was not measured; the attack cannot be
+tried on the scheme; nobody has tried."""
 BROKEN = (REMOVED, OPENED)
 """The states in which an attack has brought the thief what it is after."""
 _TRAINED = ("experiment", "host", "dataset", "pretrain", "seed", "scale")
@@ -145,11 +146,11 @@ def survived(table: pd.DataFrame) -> pd.DataFrame:
 def embedding_loss(rows: pd.DataFrame) -> pd.DataFrame:
     """The utility that embedding cost, original − marked, mean over models, a fraction; a line per :data:`SCHEME`.
 
-    A locked model's is what it does with its patch.
+    A locked model's is what it does with its patch, NaN where nobody measured that.
     """
     worth = rows["metric"].isin(UTILITIES) & (rows["access"] == "") & (rows["task"] != "") & (rows["attack"] == "none")
-    pairs = analysis.paired(rows[worth], "suspect", "marked", "original").merge(locks.unlocked(rows), how="left")
-    lost = (pairs["right"] - pairs["unlocked"].fillna(pairs["left"])).round(9) + 0.0
+    pairs = analysis.paired(rows[worth], "suspect", "marked", "original")
+    lost = (pairs["right"] - locks.worth(pairs, rows, "left")).round(9) + 0.0
     return pairs.assign(lost=lost).groupby(list(SCHEME), sort=False)["lost"].mean().reset_index()
 
 
@@ -181,13 +182,13 @@ def _cell(tried: pd.DataFrame, why: str) -> dict[str, Any]:
     """What all strengths of an attack say together."""
     if tried.empty:
         return {"state": IMPOSSIBLE if why else NOT_RUN, "reason": why}
-    for state, column in ((REMOVED, "removes"), (OPENED, "opens")):
-        breaking = tried[tried[column]]
-        if len(breaking):
-            percents = (100 * breaking["share"]).map(math.ceil, na_action="ignore")
-            order = breaking.assign(percents=percents, asked=breaking["queries"].fillna(0))
-            first = order.sort_values(["percents", "asked", "loss", "unit", "strength"]).iloc[0]
-            return {"state": state, **{name: first[name] for name in (*_BESIDE, "removed", "opened", "bearing")}}
+    breaking = tried[tried["removes"] | tried["opens"]]
+    if len(breaking):
+        percents = (100 * breaking["share"]).map(math.ceil, na_action="ignore")
+        order = breaking.assign(percents=percents, asked=breaking["queries"].fillna(0))
+        first = order.sort_values(["percents", "asked", "loss", "unit", "strength"]).iloc[0]
+        state = REMOVED if first["removes"] else OPENED
+        return {"state": state, **{name: first[name] for name in (*_BESIDE, "removed", "opened", "bearing")}}
     open_ = (tried["bearing"] == 0) & (tried["unknown"] > 0)
     state = UNDECIDED if open_.any() else KEPT if tried["bearing"].any() else ABSENT
     levels = strongest_first(", ".join(tried["access"]).split(", "))

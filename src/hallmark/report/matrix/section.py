@@ -26,7 +26,9 @@ def shown(rows: pd.DataFrame, name: str, scale: str) -> Shown:
     guilty = calibration.uncalibrated(calibration.measured(rows))
     drawn = []
     for experiment, part in found.groupby("experiment", sort=True):
-        drawn.append(tables.matrix(part, rows[rows["experiment"] == experiment], f"{name}_{_stem(str(experiment))}"))
+        drawn.append(
+            tables.matrix(part, rows[rows["experiment"] == experiment], f"{name}_{figures.stem(str(experiment))}")
+        )
     drawn += [
         tables.removals(found, rows, f"{name}_removals"),
         calibration.table(rows, f"{name}_calibration"),
@@ -64,7 +66,3 @@ def _facts(found: pd.DataFrame, guilty: dict[tuple[str, str, str], list[str]]) -
             f"{counts.get(NOT_RUN, 0)} were not run."
         )
     return (*lines, *([calibration.explained(guilty)] if guilty else []))
-
-
-def _stem(experiment: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in experiment.rpartition("/")[2].lower())
