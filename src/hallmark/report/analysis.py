@@ -24,6 +24,9 @@ EVIDENCE = ("wsr", "ber", "statistic")
 """What verdicts are made of: shares of flipped answers or wrong bits, and mean differences of paired scores."""
 COSTS = ("seconds", "queries", "attacker_images")
 """What an attack takes: wall time, answers of the victim, images of the attacker's."""
+UTILITIES = ("accuracy", "map", "ssim")
+"""What says a model's worth, as a fraction: of classifiers and encoders, of detectors, of networks that give images; of
+each model the first that was measured."""
 TOLERANCE = 0.05
 """The loss of accuracy up to which an attacked model is still worth having, where an experiment declares none."""
 OUTCOMES = ("kept", "removed", "ruined", "absent", "unknown")
@@ -122,23 +125,22 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.merge(trials, on=keys, how="left").merge(_runs(rows, keys), on=keys, how="left")
 
 
-def attacks(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.DataFrame:
+def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     """What every attack did to every marked model.
 
     A mark counts as removed only if it was detected before, is not detected any more, **and** the attacked model lost
-    no more accuracy than the experiment tolerates.  Before is the same experiment's row with attack ``none``.
+    no more of its worth than the experiment tolerates.  Before is the same experiment's row with attack ``none``.
 
     A verdict on the encoder itself goes with the mean accuracy of the downstream models that were built on it.
 
     Args:
         rows: Result rows.
-        utilities: The metrics, fractions, that say what a model is worth; of each model the first that was measured.
 
     Returns:
         One line per attacked model, access and seed: :data:`MODEL`, ``seed``, :data:`ATTACK`, ``access``; the verdict
-        before (``…_before``) and after; ``accuracy``, or the utility in its place, ``accuracy_before`` and ``loss``
-        (before − after, fractions); what the attack took, :data:`COSTS`; ``tolerance``; ``outcome``, one of
-        :data:`OUTCOMES`.
+        before (``…_before``) and after; ``accuracy``, of :data:`UTILITIES` the one that was measured,
+        ``accuracy_before`` and ``loss`` (before − after, fractions); what the attack took, :data:`COSTS`;
+        ``tolerance``; ``outcome``, one of :data:`OUTCOMES`.
     """
     marked = rows[rows["suspect"] == "marked"]
     model = [*MODEL, "seed"]
@@ -146,7 +148,7 @@ def attacks(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.
     before = verdict[verdict["attack"] == "none"].drop(columns=[*ATTACK, "p_min"])
     before = before.rename(columns={name: f"{name}_before" for name in ("p_value", "detected", *EVIDENCE)})
     frame = verdict[verdict["attack"] != "none"].merge(before, on=[*model, "access"], how="left")
-    frame = frame.merge(_losses(marked, utilities), on=[*model, *ATTACK], how="left")
+    frame = frame.merge(_losses(marked), on=[*model, *ATTACK], how="left")
     costs = {metric: _cost(frame, marked, metric) for metric in COSTS}
     frame = frame.assign(**costs, tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
     frame["outcome"] = [
@@ -158,18 +160,17 @@ def attacks(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.
     return frame.sort_values([*model, *ATTACK, "access"], ignore_index=True)
 
 
-def removals(rows: pd.DataFrame, utilities: Sequence[str] = ("accuracy",)) -> pd.DataFrame:
+def removals(rows: pd.DataFrame) -> pd.DataFrame:
     """The outcome of every verified attack as rows of a metric ``removed``, for claims to select from.
 
     Args:
         rows: Result rows.
-        utilities: As :func:`attacks` takes them.
 
     Returns:
         Rows with the columns of ``rows``; ``value`` is 1 for removed, 0 for kept or ruined, NaN where the mark was
         absent before or the model's worth is unknown.
     """
-    frame = attacks(rows, utilities)
+    frame = attacks(rows)
     frame = frame[frame["detected"].notna()]
     value = frame["outcome"].map({"kept": 0.0, "ruined": 0.0, "removed": 1.0}).astype("float64")
     paper = rows["paper"].iloc[0] if len(rows) else ""
@@ -208,17 +209,17 @@ def _first(rows: pd.DataFrame, metric: str, keys: Sequence[str]) -> pd.DataFrame
     return chosen[[*keys, "value"]].rename(columns={"value": metric})
 
 
-def worth(rows: pd.DataFrame, utilities: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """The first of some metrics that was measured at each place, as ``accuracy``; what was judged says no worth."""
+def worth(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The utility that was measured at each place, as ``accuracy``; what was judged says no worth."""
     unjudged = rows[(rows["access"] == "") & (rows["task"] != "")]
-    chosen = [_first(unjudged, metric, keys).rename(columns={metric: "accuracy"}) for metric in utilities]
+    chosen = [_first(unjudged, metric, keys).rename(columns={metric: "accuracy"}) for metric in UTILITIES]
     return pd.concat(chosen).drop_duplicates(list(keys))
 
 
-def _losses(marked: pd.DataFrame, utilities: Sequence[str]) -> pd.DataFrame:
+def _losses(marked: pd.DataFrame) -> pd.DataFrame:
     """Accuracy before and after each attack and its loss, per downstream model and, averaged, per encoder."""
     keys = [*MODEL, "seed", *ATTACK]
-    accuracy = worth(marked, utilities, keys)
+    accuracy = worth(marked, keys)
     clean = accuracy[accuracy["attack"] == "none"].drop(columns=list(ATTACK))
     clean = clean.rename(columns={"accuracy": "accuracy_before"})
     own = accuracy[accuracy["attack"] != "none"].merge(clean, on=[*MODEL, "seed"], how="left")

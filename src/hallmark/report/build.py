@@ -14,7 +14,6 @@ from hallmark.report.against import Numbers
 from hallmark.report.claims import NOT_RUN, Finding, judge
 from hallmark.report.expected import Expected, load
 from hallmark.report.matrix import section as matrix
-from hallmark.report.matrix.removal import UTILITIES
 from hallmark.report.shown import JUDGED, Shown, shown
 
 OWNED = ("tables", "figures")
@@ -124,8 +123,7 @@ def _paper(
         if mine.empty:
             continue
         if scale in JUDGED:
-            utilities = UTILITIES if expected.paper == matrix.PAPER else ("accuracy",)
-            derived = pd.concat([mine, analysis.removals(mine, utilities)], ignore_index=True)
+            derived = pd.concat([mine, analysis.removals(mine)], ignore_index=True)
             findings += [judge(claim, derived, scale) for claim in expected.claims]
         made = present(runs, points, expected.paper, scale, expected.numbers)
         sections.append(

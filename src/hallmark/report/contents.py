@@ -198,7 +198,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
     )
     frame = frame.merge(totals.reset_index(), on=list(keys))
     columns = (
-        Column("accuracy / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
+        Column("utility / %", "accuracy_mean", lambda r: mean_sd(r, "accuracy")),
         Column("lost / points", "loss_mean", lambda r: mean_sd(r, "loss")),
         Column("WSR / %", "wsr_mean", lambda r: mean_sd(r, "wsr")),
         Column("BER / %", "ber_mean", lambda r: mean_sd(r, "ber")),
@@ -211,6 +211,7 @@ def _attack_table(rows: pd.DataFrame, name: str, title: str, note: str, keys: Se
     )
     limits = ", ".join(plain(100 * t) for t in sorted(frame["tolerance"].unique()))
     note += (
+        "Utility: accuracy, average precision of detectors, SSIM of networks that give images. "
         f"Removed: the verdict flipped and the model lost at most {limits or plain(100 * analysis.TOLERANCE)} points; "
         "ruined: it flipped, but the model lost more; absent: it was not detected before the attack."
     )

@@ -16,11 +16,9 @@ import pandas as pd
 
 from hallmark.core import Access
 from hallmark.report import analysis
-from hallmark.report.analysis import ATTACK, COSTS, LEAST_ACCESS, OUTCOMES, SETTING
+from hallmark.report.analysis import ATTACK, COSTS, LEAST_ACCESS, OUTCOMES, SETTING, UTILITIES
 from hallmark.report.matrix import locks
 
-UTILITIES = ("accuracy", "map", "ssim")
-"""What says a model's worth, as a fraction: of classifiers and encoders, of detectors, of networks that give images."""
 SCHEME = ("experiment", "scale", "scheme", "variant")
 STEP = (*SCHEME, "attack", "unit", "strength")
 REMOVED, OPENED, KEPT, ABSENT, UNDECIDED, IMPOSSIBLE, NOT_RUN = STATES = (
@@ -47,7 +45,7 @@ def attacked(rows: pd.DataFrame) -> pd.DataFrame:
         The lines of :func:`hallmark.report.matrix.locks.valued` with ``training``, the seconds in which the host was
         trained from scratch (NaN of hosts that came from elsewhere), and ``share``, the attack's seconds over them.
     """
-    done = locks.valued(analysis.attacks(rows, UTILITIES), rows)
+    done = locks.valued(analysis.attacks(rows), rows)
     done = done[done["detected"].notna()].merge(_training(rows), on=list(_TRAINED), how="left")
     return done.assign(share=done["seconds"] / done["training"])
 
