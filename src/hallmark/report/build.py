@@ -83,7 +83,7 @@ def _leftovers(files: Mapping[Path, bytes], results: Path) -> list[Path]:
 
 
 def papers(results: Path, experiments: Path) -> list[page.Paper]:
-    """Every paper that is expected or has rows, those with expectations first, with all that its rows say.
+    """Every paper that is expected or has rows, with all that its rows say: those that have some first.
 
     Raises:
         DataError: If an input breaks its format.
@@ -94,7 +94,8 @@ def papers(results: Path, experiments: Path) -> list[page.Paper]:
     expected = [load(path) for path in sorted(experiments.glob("*/expected.yaml"))]
     unexpected = sorted(set(runs["paper"]) - {e.paper for e in expected})
     known = [*expected, *(Expected(paper=p, title=p) for p in unexpected)]
-    return [_paper(e, runs, points, [sheet for sheet in drawn if sheet.paper == e.paper]) for e in known]
+    found = [_paper(e, runs, points, [sheet for sheet in drawn if sheet.paper == e.paper]) for e in known]
+    return sorted(found, key=lambda paper: not paper.sections)
 
 
 def present(runs: pd.DataFrame, points: pd.DataFrame, paper: str, scale: str, numbers: Sequence[Numbers] = ()) -> Shown:

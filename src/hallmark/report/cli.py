@@ -65,7 +65,7 @@ def _report(results: Path, *, check: bool) -> int:
     files = build(results, root / "experiments", readme)
     if not check:
         write(files, results)
-        print(f"{len(files)} files are up to date; read {results / 'REPORT.md'} or {results / 'index.html'}")
+        print(f"{len(files)} files written; read {results / 'REPORT.md'} or {results / 'index.html'}")
         return 0
     lines = stale(files, results)
     for line in lines:
