@@ -10,7 +10,7 @@ from scipy.stats import beta
 
 from hallmark.report import page
 from hallmark.report.build import papers
-from hallmark.report.matrix import calibration, choice, removal, tables
+from hallmark.report.matrix import calibration, choice, hours, removal, tables
 from hallmark.report.matrix.figures import pictures
 from hallmark.report.matrix.section import shown
 from hallmark.report.rows import Row, merge, read
@@ -350,6 +350,28 @@ def test_a_cheap_opening_comes_before_a_dear_removal(tmp_path: Path) -> None:
         ]
     (cell,) = removal.cells(frame(tmp_path, made)).itertuples()
     assert (cell.state, cell.strength, cell.opened) == ("opened", 0.5, 1)
+
+
+def test_hours_are_those_of_the_stages_behind_the_rows(tmp_path: Path) -> None:
+    place = {**PLACE, "scheme": "s", "suspect": "marked", "device": "cpu"}
+    task = {"task": "linear_probe", "downstream": "a"}
+    rows = [
+        Row(
+            **{**place, "scheme": "none", "suspect": "original"}, metric="seconds", value=9, run="a" * 12, wall_s=100.0
+        ),
+        Row(**place, metric="seconds", value=9, run="b" * 12, wall_s=50.0),
+        Row(**place, **PRUNED, metric="seconds", value=9, run="c" * 12, wall_s=20.0),
+        Row(**place, **PRUNED, metric="attacker_images", value=9, run="c" * 12, wall_s=20.0),
+        *(Row(**place, **task, metric=m, value=0.5, run="d" * 12, wall_s=10.0) for m in ("accuracy", "knn_accuracy")),
+        *(Row(**place, metric=m, value=0.5, access="features", run="e" * 12, wall_s=5.0) for m in ("p_value", "wsr")),
+        Row(**place, metric="forged_p", value=0.5, unit="innocent, features, computed", run="f" * 12, wall_s=15.0),
+        Row(**place, metric="alpha", value=0.01),
+    ]
+    spent = hours.spent(frame(tmp_path, rows))
+    assert spent[["kind", "stages", "seconds", "share"]].to_numpy().tolist() == [
+        [kind, 1, seconds, pytest.approx(seconds / 200)]
+        for kind, seconds in zip(hours.KINDS, (100.0, 50.0, 20.0, 10.0, 5.0, 15.0), strict=True)
+    ]
 
 
 def test_readme_has_the_choice_only_where_there_is_a_matrix(tmp_path: Path) -> None:

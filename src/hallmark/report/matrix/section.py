@@ -6,7 +6,7 @@ import pandas as pd
 
 from hallmark.report import contents, hidden, surveys
 from hallmark.report.figures import p_values
-from hallmark.report.matrix import calibration, choice, figures, forging, tables
+from hallmark.report.matrix import calibration, choice, figures, forging, hours, tables
 from hallmark.report.matrix.removal import IMPOSSIBLE, KEPT, NOT_RUN, OPENED, REMOVED, cells
 from hallmark.report.shown import JUDGED, UNJUDGED, Shown
 
@@ -38,6 +38,7 @@ def shown(rows: pd.DataFrame, name: str, scale: str) -> Shown:
         contents.detection(rows, f"{name}_detection"),
         hidden.hidden_images(rows, f"{name}_hidden_images"),
         surveys.forged_keys(rows, f"{name}_forged_keys"),
+        hours.table(rows, f"{name}_hours"),
     ]
     pictures = figures.pictures(found, rows, guilty, name)
     pictures += [picture for picture in (p_values(rows, f"{name}_pvalues"),) if picture is not None]
