@@ -1,6 +1,6 @@
 """A key of every scheme is made for an innocent model; which of them a public string admits."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,11 @@ from hallmark.attacks.forging import (
     RIGAForger,
     drawn_from,
     judged,
+    members,
+    pixels,
     public_generator,
+    queries,
+    readers,
     search,
 )
 from hallmark.attacks.forging.pixels import adapted, grown, replaced
@@ -342,3 +346,31 @@ def test_trying_needs_no_image() -> None:
     forgery = search(scheme, model, suspect, own, map(str, range(20)))
     assert forgery.tries == 20
     assert admitted(forgery, scheme, model, own, forgery.public or "")
+
+
+def test_forgers_that_change_make_a_new_version_of_the_survey() -> None:
+    """Names of stages do not hold what forgers do: where one of these numbers changes, ``version`` has to rise."""
+    made = {
+        name: {field.name: field.default for field in fields(forger) if field.name not in ("scheme", "model", "public")}
+        for name, forger in FORGERS.items()
+    }
+    tried = {name: (forger.most_tries, forger.compared) for name, forger in FORGERS.items()}
+    assert ForgedKeys.version == 2
+    assert made == {
+        "uchida": {},
+        "riga": {"steps": 100},
+        "deepsigns": {"steps": 60},
+        "stain": {"steps": 200},
+        "lock": {"side": 8, "steps": 200},
+        "wpe": {"steps": 40},
+        "sslwm": {"steps": 40},
+        "awencoder": {"steps": 40, "longer": 4},
+        "sslguard": {"steps": 100},
+        "rotation": {"steps": 100},
+        "dataset_inference": {},
+        "deep_watermark": {"steps": 200, "batch": 8, "lr": 2e-3},
+    }
+    limits = {"lock": (50, 0), "awencoder": (20, 0), "dataset_inference": (0, 0), "deep_watermark": (0, 0)}
+    limits |= dict.fromkeys(("riga", "sslguard", "rotation"), (None, 19))
+    assert tried == {name: limits.get(name, (None, 0)) for name in FORGERS}
+    assert (members.POOL, pixels.RADIUS, queries.FOREIGN, readers.ORDERS) == (2, 8 / 255, 8, 8)
