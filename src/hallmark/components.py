@@ -2,8 +2,9 @@
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -46,6 +47,20 @@ def build(cls: type[T], config: Mapping[str, Any], where: str) -> T:
         ConfigError: A field is unknown, missing, or of the wrong type, or the class refuses its values.
     """
     fields = {name: value for name, value in config.items() if name not in (TARGET, VERSION)}
+    try:
+        text = json.dumps(fields)
+    except (TypeError, ValueError):  # no plain configuration
+        return _built(cls, fields, where)
+    return _known(cls, text, where)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=4096)
+def _known(cls: type, text: str, where: str) -> object:
+    """Equal settings are one object, which is frozen: a sweep spells most of them again for every seed."""
+    return _built(cls, json.loads(text), where)
+
+
+def _built(cls: type[T], fields: Mapping[str, Any], where: str) -> T:
     try:
         built = OmegaConf.to_object(OmegaConf.merge(_schema(cls), fields))
     except OmegaConfBaseException as error:

@@ -27,6 +27,9 @@ ASKED = 0.5
 _ROLES = ("attack", "scheme", "task", "survey", "detector")
 
 
+_weights: dict[tuple[str, int], float] = {}
+
+
 def weight(host: nn.Module, side: int) -> float:
     """Units for one image in a network, beside others in a large batch; 1 for one that cannot be tried without weights.
 
@@ -34,6 +37,13 @@ def weight(host: nn.Module, side: int) -> float:
         host: The network, on torch's meta device.
         side: Height and width of its images.
     """
+    known = str(host), side  # a sweep asks for the same network at every seed
+    if known not in _weights:
+        _weights[known] = _weight(host, side)
+    return _weights[known]
+
+
+def _weight(host: nn.Module, side: int) -> float:
     total = 0
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
