@@ -74,7 +74,8 @@ def test_heads_trained_together_equal_heads_trained_alone(hidden: tuple[int, ...
     best = max(alone, key=lambda head: rate(head, x[held], y[held]))  # max keeps the first among equals, as argmax does
     assert best is not alone[0]
     for name, tensor in together.state_dict().items():
-        assert torch.equal(tensor, best.state_dict()[name]), name
+        # one wide product sums in another order than several narrow ones; Adam carries that on for 24 steps
+        assert torch.allclose(tensor, best.state_dict()[name], rtol=0, atol=1e-4), name
         others = [head for head in alone if head is not best]
         assert not any(torch.allclose(tensor, head.state_dict()[name], rtol=0.01) for head in others)
 

@@ -57,7 +57,7 @@ def train_head(
     layers = _initial(features.shape[1], classes, recipe, generator)
     _descend(layers, x, y, recipe, generator)
     with torch.no_grad():
-        answers = _forward(layers, ((features[held] - mean) / std).expand(len(recipe.rates), -1, -1)).argmax(-1)
+        answers = _forward(layers, (features[held] - mean) / std).argmax(-1)
         best = int((answers == labels[held]).float().mean(1).argmax())
     return _fold([(w[best], b[best, 0]) for w, b in layers], mean, std, recipe.hidden)
 
@@ -77,9 +77,13 @@ def _initial(inputs: int, classes: int, recipe: HeadRecipe, generator: torch.Gen
 
 
 def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    for weight, bias in layers[:-1]:
-        x = torch.relu(torch.baddbmm(bias, x, weight))
-    return torch.baddbmm(layers[-1][1], x, layers[-1][0])
+    """Answers ``(P, B, outputs)`` of all heads to the same features ``(B, inputs)``."""
+    weight, bias = layers[0]
+    joint = weight.transpose(0, 1).flatten(1)  # side by side: one wide product is much faster than P narrow ones
+    answers = torch.addmm(bias.flatten(), x, joint).unflatten(1, (len(weight), -1)).transpose(0, 1)
+    for weight, bias in layers[1:]:
+        answers = torch.baddbmm(bias, torch.relu(answers), weight)
+    return answers
 
 
 def _descend(layers: list[Layer], x: Tensor, y: Tensor, recipe: HeadRecipe, generator: torch.Generator) -> None:
@@ -94,7 +98,7 @@ def _descend(layers: list[Layer], x: Tensor, y: Tensor, recipe: HeadRecipe, gene
     step = 0
     for _ in range(recipe.epochs):
         for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].view(-1, batch):
-            logits = _forward(layers, x[rows].expand(count, -1, -1))
+            logits = _forward(layers, x[rows])
             loss = F.cross_entropy(logits.flatten(0, 1), y[rows].repeat(count), reduction="sum") / batch
             gradients = torch.autograd.grad(loss, parameters)
             rate = rates * 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)))
