@@ -114,14 +114,14 @@ def _carry_out(experiment: "Experiment", lines: Sequence["Line"], store: "Store"
     from hallmark.stages.runner import execute
 
     config = dict(experiment.config)
+    results = Path(config["results"])
     missing = any(not line.hit for line in lines)
     if missing:
         from hallmark.session import bench_for  # torch and Lightning; a finished experiment needs neither
 
         bench = bench_for(config, store, deadline)
-        _make(Path(config["results"]))  # before anything runs for hours
+        _make(results)  # before anything runs for hours
         execute(lines, store, bench.run, deadline, lambda text: print(text, flush=True))
-    results = Path(config["results"])
     found, changed = record(experiment, store, results)
     if missing:
         from rich.console import Console

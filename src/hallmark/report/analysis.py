@@ -151,10 +151,7 @@ def attacks(rows: pd.DataFrame) -> pd.DataFrame:
     frame = frame.merge(_losses(marked), on=[*model, *ATTACK], how="left")
     costs = {metric: _cost(frame, marked, metric) for metric in COSTS}
     frame = frame.assign(**costs, tolerance=parameter(frame, rows, "tolerance", TOLERANCE))
-    frame["outcome"] = [
-        outcome(*line)
-        for line in zip(frame["detected_before"], frame["detected"], frame["loss"], frame["tolerance"], strict=True)
-    ]
+    frame["outcome"] = fates(frame)
     places = [*model, *ATTACK, "access"]
     frame = frame.merge(_runs(marked, places), on=places, how="left")
     return frame.sort_values([*model, *ATTACK, "access"], ignore_index=True)
@@ -178,8 +175,13 @@ def removals(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.reindex(columns=rows.columns).astype(rows.dtypes)
 
 
-def outcome(before: float, after: float, loss: float, tolerance: float) -> str:
-    """One of :data:`OUTCOMES`, from the verdicts before and after (1, 0 or NaN), the utility lost and what may be."""
+def fates(frame: pd.DataFrame) -> list[str]:
+    """Of :data:`OUTCOMES`, one a line: from ``detected_before``, ``detected``, ``loss`` and ``tolerance``."""
+    told = (frame[name] for name in ("detected_before", "detected", "loss", "tolerance"))
+    return [_outcome(*line) for line in zip(*told, strict=True)]
+
+
+def _outcome(before: float, after: float, loss: float, tolerance: float) -> str:
     if before == 0:
         return "absent"
     if before != 1 or after != after:

@@ -1,6 +1,7 @@
 """The verify stage's heart: one subject, its downstream models, one key, its decoys, and fresh keys for the null."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,13 +29,14 @@ class SharedTrunk(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self._answering: Answering | None = None
         self._last: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _answering(self) -> Answering:
+        return Answering(self.encoder)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(B, D)`` of images ``(B, 3, H, W)``."""
-        if self._answering is None:
-            self._answering = Answering(self.encoder)
         if self._last is None or self._last[0] is not images:
             self._last = (images, self._answering(images))
         return self._last[1]

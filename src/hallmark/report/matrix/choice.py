@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from hallmark.report import analysis
-from hallmark.report.matrix.calibration import measured
+from hallmark.report.matrix.calibration import INNOCENT
 from hallmark.report.matrix.removal import (
     BROKEN,
     REMOVED,
@@ -64,19 +65,18 @@ def choices(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty) -> list[Cho
     scores["tolerance"] = analysis.parameter(scores, rows, "tolerance", analysis.TOLERANCE)
     clean = analysis.verdicts(rows[rows["suspect"] == "marked"])
     clean = clean[clean["attack"] == "none"]
-    tried = set(measured(rows)[["experiment", "scheme", "variant"]].itertuples(index=False, name=None))
+    trials = rows[(rows["metric"] == "fpr") & rows["suspect"].isin(INNOCENT)]
+    asked = set(trials[["experiment", "scheme", "variant"]].itertuples(index=False, name=None))
     made = []
     for experiment, part in scores[scores["owner"] != ""].groupby("experiment", sort=True):
         for owner in strongest_first(part["owner"]):
             best = [_best(own, owner) for _, own in part.groupby(["scheme", "variant"], sort=True)]
             here = pd.DataFrame([line for line in best if line is not None])
             seen = decided(clean[clean["experiment"] == experiment], owner)
-            flaws = _flaws(here, seen, owner, guilty, tried)
+            flaws = _flaws(here, seen, owner, guilty, asked)
             fit = here[~flaws.any(axis=1) & (here["decided"] > 0)]
-            order = fit.assign(rate=fit["survived"] / fit["decided"], cost=fit["lost"].fillna(float("inf")).round(4))
+            order = fit.assign(rate=fit["survived"] / fit["decided"], cost=fit["lost"].round(4))
             ranked = order.sort_values(["rate", "cost", "scheme", "variant"], ascending=[False, True, True, True])
-            labels = [_label(line.scheme, line.variant) for line in here.itertuples()]
-            costs = [f"{label} ({loss_text(lost)} points)" for label, lost in zip(labels, here["lost"], strict=True)]
             made.append(
                 Choice(
                     experiment=str(experiment),
@@ -84,11 +84,7 @@ def choices(found: pd.DataFrame, rows: pd.DataFrame, guilty: Guilty) -> list[Cho
                     ranked=ranked.reset_index(drop=True),
                     cheapest=_cheapest(found, ranked.iloc[0]) if len(ranked) else "",
                     left_out={
-                        str(flaw): tuple(
-                            label
-                            for label, out in zip(costs if flaw == COSTLY else labels, flaws[flaw], strict=True)
-                            if out
-                        )
+                        str(flaw): tuple(_out(line, flaw) for line in here[flaws[flaw]].to_dict("records"))
                         for flaw in flaws
                         if flaws[flaw].any()
                     },
@@ -134,7 +130,7 @@ def _score(line: Mapping[str, object]) -> str:
 
 
 def _flaws(
-    here: pd.DataFrame, seen: pd.DataFrame, owner: str, guilty: Guilty, tried: Collection[tuple[str, str, str]]
+    here: pd.DataFrame, seen: pd.DataFrame, owner: str, guilty: Guilty, asked: Collection[tuple[str, str, str]]
 ) -> pd.DataFrame:
     """What speaks against each scheme: a column of flags for each reason."""
     found = seen.groupby(["scheme", "variant"])["detected"].mean()
@@ -142,7 +138,7 @@ def _flaws(
     places = [(experiment, *name) for experiment, name in zip(here["experiment"], names, strict=True)]
     flags = {
         "since innocents are accused too often": [any(grants(owner, a) for a in guilty.get(p, ())) for p in places],
-        "since no innocent was asked by fresh keys": [place not in tried for place in places],
+        "since no innocent was asked by fresh keys": [place not in asked for place in places],
         "since it is not found": [not found.get(name, 0) > 0.5 for name in names],
         COSTLY: (here["lost"] > here["tolerance"]).tolist(),
         "since what it costs was not measured": here["lost"].isna().tolist(),
@@ -167,6 +163,12 @@ def _cheapest(found: pd.DataFrame, line: pd.Series) -> str:
     price = "removes it" if first["state"] == REMOVED else "opens it"
     price += "" if cost == NOTHING else f" for {cost} % of training the host"
     return f"{what}, {price} and {loss_text(first['loss'])} points of utility"
+
+
+def _out(line: Mapping[str, Any], flaw: str) -> str:
+    """A scheme that is no choice, with what it costs where that is the reason."""
+    cost = f" ({loss_text(line['lost'])} points)" if flaw == COSTLY else ""
+    return _label(line["scheme"], line["variant"]) + cost
 
 
 def _label(scheme: str, variant: str) -> str:

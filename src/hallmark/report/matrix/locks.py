@@ -51,7 +51,6 @@ def valued(done: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     before = worth(done, rows, "accuracy_before")
     same = before == done["accuracy_before"]
     loss = done["loss"].where(same, (before - done["accuracy"]).round(9))
-    judged = zip(done["detected_before"], done["detected"], loss, done["tolerance"], strict=True)
-    outcomes = [analysis.outcome(*line) for line in judged]
-    done = done.assign(as_stolen=done["accuracy_before"], accuracy_before=before, loss=loss, outcome=outcomes)
+    done = done.assign(as_stolen=done["accuracy_before"], accuracy_before=before, loss=loss)
+    done = done.assign(outcome=analysis.fates(done))
     return done.assign(opened=~same & (done["outcome"] == "kept") & (loss <= done["tolerance"]))
